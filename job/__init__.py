@@ -1,0 +1,1 @@
+"""What every long command shares, without torch: config, run directory, manifest, metrics, stop signals."""

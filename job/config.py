@@ -1,0 +1,151 @@
+"""TOML files and command-line overrides become checked dataclasses.
+
+One file describes a run. Every field can be overridden as `--section.key value`; unknown keys are refused by name with
+the nearest known one; `--print_config` prints the resolved result, which loads back equal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+import tomllib
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse.typing import register_type
+
+from job.errors import InputError
+from job.files import write_text
+
+# Field help comes from the string under each field, where the reader of the dataclass finds it too.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+ConfigClass = TypeVar("ConfigClass")
+
+
+class Count(int):
+    """A whole number that may be written as people write large ones: `26e9`, `26_000_000_000`."""
+
+    def __new__(cls, value: Any = 0) -> Count:
+        """Accept an int, a whole float, or text of either; raises `ValueError` for anything else."""
+        if isinstance(value, bool):
+            raise ValueError(f"{value} is not a count")
+        number = float(str(value).replace("_", "")) if isinstance(value, (str, float)) else value
+        if number != int(number):
+            raise ValueError(f"{value} is not a whole number")
+        return super().__new__(cls, int(number))
+
+
+register_type(Count, serializer=int, deserializer=Count)
+
+
+def build_parser(config_class: type[Any], prog: str, description: str) -> ArgumentParser:
+    """The parser behind a verb: a TOML file as the one positional argument, and every field as an option."""
+    parser = ArgumentParser(prog=prog, description=description, parser_mode="toml", exit_on_error=False)
+    parser.usage = f"{prog} CONFIG.toml [--section.key VALUE ...]"
+    parser.add_argument("--config", action="config", help="the TOML file; the same as giving it first, by itself")
+    parser.add_class_arguments(config_class, None)
+    return parser
+
+
+def parse(config_class: type[ConfigClass], arguments: Sequence[str], prog: str, description: str) -> ConfigClass:
+    """Read `CONFIG.toml [--section.key VALUE ...]` into `config_class`.
+
+    Raises `InputError` with file, key and the nearest known key where something does not fit. `--help` and
+    `--print_config` print and leave by `SystemExit`.
+    """
+    parser = build_parser(config_class, prog, description)
+    words = list(arguments)
+    source = None
+    if words and not words[0].startswith("-"):
+        source = words[0]
+        _check_toml(Path(source))
+        words = ["--config", source, *words[1:]]
+    print_config = "--print_config" in words
+    words = [word for word in words if word != "--print_config"]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # jsonargparse prints its usage besides raising
+            namespace = parser.parse_args(words)
+        built = parser.instantiate_classes(namespace)
+        config = config_class(**{name: built[name] for name in config_class.__dataclass_fields__})  # type: ignore[attr-defined]
+    except ArgumentError as error:
+        raise InputError(_explain(error, parser, source)) from None
+    except (TypeError, ValueError) as error:  # a dataclass's own check (__post_init__)
+        raise InputError(f"{source or prog}: {error}") from None
+    if print_config:
+        print(dump(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def dump(config: Any) -> str:
+    """The resolved config as TOML text that `parse` reads back equal (TOML has no null: None fields are left out)."""
+    return tomli_w.dumps(_without_none(as_dict(config)))
+
+
+def save(config: Any, path: Path) -> None:
+    """Write the resolved config to `path`, atomically."""
+    write_text(path, dump(config))
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The resolved config as plain JSON-ready values, for manifests and W&B."""
+    return _plain(config)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return int(value) if isinstance(value, Count) else value
+
+
+def _check_toml(path: Path) -> None:
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config file {path} does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory; a TOML config file is needed") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def _known_keys(parser: ArgumentParser) -> list[str]:
+    return [a.dest for a in parser._actions if "." in a.dest or a.dest not in ("help", "config", "print_config")]
+
+
+def _explain(error: ArgumentError, parser: ArgumentParser, source: str | None) -> str:
+    """One sentence from jsonargparse's message: where, what, and the nearest key that exists."""
+    message = " ".join(str(error.message or error).split())
+    wrong = None
+    if match := re.search(r"Group '([^']*)' does not accept option '([^']*)'", message):
+        wrong = f"{match[1]}.{match[2]}"
+    elif match := re.search(r"Option '([^']*)' is not accepted", message):
+        wrong = match[1]
+    elif match := re.search(r"unrecognized arguments: --([\w.]+)", message):
+        wrong = match[1]
+    where = f"{source}: " if source else ""
+    if wrong is None:
+        return where + message.replace('Parser key "', 'key "').replace("<class '", "").replace("'>", "")
+    known = _known_keys(parser)
+    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
+    advice = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return f"{where}unknown key '{wrong}'{advice}"

@@ -1,0 +1,37 @@
+"""One kind of error for everything a user can mend, and the one place that prints it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class InputError(Exception):
+    """A mistake outside the program: a file, a setting, a machine.
+
+    The message is one sentence (or two) that names the file or key, the cause and what to do about it. Commands print
+    it without a traceback and exit with status 2; libraries raise it and let it pass.
+    """
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run `main`, turn its outcome into an exit status, and never show a traceback for a user's mistake.
+
+    Exit status: what `main` returns (None is 0), 2 for an `InputError`, 130 for Ctrl-C. Any other exception is a
+    defect of ours and keeps its traceback.
+    """
+    try:
+        status = main()
+    except InputError as error:
+        rank = os.environ.get("RANK")
+        where = f"error (rank {rank}): " if rank not in (None, "0") else "error: "
+        print(where + str(error), file=sys.stderr, flush=True)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        status = 130
+    except BrokenPipeError:  # `... | head` closed our output: not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status or 0)

@@ -1,0 +1,107 @@
+"""Files that are either whole or absent: atomic writes, checksums, and what a full disk looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from job.errors import InputError
+
+_READ_BYTES = 1 << 20
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make renames and new names in `directory` survive a power cut (POSIX: the directory itself must be synced)."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success it is fsynced and renamed to `path`, on failure removed.
+
+    Readers therefore see the old content or the new, never a part. Raises `InputError` where the disk is full or the
+    directory cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another directory"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_file(path, "w") as handle:
+        handle.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented, key-ordered JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises `InputError` naming the file where it is absent or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); restore it from where it was made") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class HashingWriter:
+    """A binary sink that hashes what passes through, so that checksums cost no second read."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self._digest = hashlib.sha256()
+        self.bytes_written = 0
+
+    def write(self, data: Any) -> int:
+        """Write a bytes-like object; returns its length in bytes."""
+        self._digest.update(data)
+        written = self._handle.write(data)
+        self.bytes_written += written
+        return written
+
+    def flush(self) -> None:
+        """Flush the underlying file."""
+        self._handle.flush()
+
+    def tell(self) -> int:
+        """Bytes written so far (the sink is not seekable)."""
+        return self.bytes_written
+
+    def hexdigest(self) -> str:
+        """Hex SHA-256 of everything written so far."""
+        return self._digest.hexdigest()

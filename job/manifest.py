@@ -1,0 +1,97 @@
+"""`manifest.json`: what made a directory. The chain of manifests is the provenance of every number we print."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from job.errors import InputError
+from job.files import read_json, sha256_file, write_json
+
+NAME = "manifest.json"
+FORMAT_VERSION = 1
+_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    "webdataset",
+    "numpy",
+    "lxml",
+)
+
+
+@functools.cache
+def code_version() -> str:
+    """The installed version of this project, with git's description of the tree where it runs from a checkout."""
+    try:
+        version = importlib.metadata.version("biomedgpt")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unpackaged"
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return version
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return version
+    commit = described.stdout.strip()
+    return f"{version}+{commit}" if commit else version
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that can change a result."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write(
+    directory: Path, stage: str, config: dict[str, Any], inputs: list[dict[str, Any]], content: dict[str, Any]
+) -> None:
+    """Write `manifest.json` into `directory`, atomically and last, so that its presence means a finished stage.
+
+    `inputs` has one entry per input (`path` and a checksum where there is one); `content` is what the stage wants
+    to add: outputs with checksums and counts.
+    """
+    body = {
+        "format_version": FORMAT_VERSION,
+        "stage": stage,
+        "code_version": code_version(),
+        "packages": package_versions(),
+        "config": config,
+        "inputs": inputs,
+    }
+    write_json(Path(directory) / NAME, body | content)
+
+
+def read(directory: Path, stage: str) -> dict[str, Any]:
+    """Read the manifest of a directory that `stage` finished.
+
+    Raises `InputError` where there is none, where another stage made it, or where its format is newer than this code.
+    """
+    path = Path(directory) / NAME
+    if not path.exists():
+        raise InputError(f"{path} does not exist: {directory} is not the finished output of '{stage}'")
+    body = read_json(path)
+    if body.get("stage") != stage:
+        raise InputError(f"{path} was made by stage '{body.get('stage')}', but a directory made by '{stage}' is needed")
+    if body.get("format_version", 0) > FORMAT_VERSION:
+        raise InputError(f"{path} has format version {body['format_version']}, newer than this code: update biomedgpt")
+    return body
+
+
+def reference(directory: Path) -> dict[str, str]:
+    """How another manifest names this directory as its input: its path and its manifest's checksum."""
+    return {"path": str(directory), "manifest_sha256": sha256_file(Path(directory) / NAME)}

@@ -1,0 +1,1 @@
+"""One model over many devices: mesh, model building, HF and Megatron weights, distributed checkpoints."""

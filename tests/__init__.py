@@ -1,0 +1,1 @@
+"""Tests mirror the packages; `ranks/` runs several processes; data nobody here wrote is read, never copied."""

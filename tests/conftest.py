@@ -1,0 +1,23 @@
+"""Where tests find real data, and what happens where it is missing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = Path(os.environ.get("BIOMEDGPT_TEST_DATA", REPOSITORY.parent / "shared" / "data" / "open"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real articles, tokenizers and checkpoints; skips the test where a user's clone has none.
+
+    With BIOMEDGPT_REQUIRE_DATA=1 (as in CI) a missing folder is a failure instead.
+    """
+    if not REAL_DATA.is_dir():
+        reason = f"real data not found at {REAL_DATA}; set BIOMEDGPT_TEST_DATA to its folder"
+        if os.environ.get("BIOMEDGPT_REQUIRE_DATA") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return REAL_DATA
