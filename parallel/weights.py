@@ -1,0 +1,119 @@
+"""Names and slices: how each Hugging Face tensor is stored in a Megatron checkpoint, and back. Pure tensor algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from parallel.shape import ModelShape
+
+Kind = Literal["same", "vocabulary", "query_key_value", "gate_up"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a Megatron checkpoint and the Hugging Face tensors it is made of."""
+
+    megatron: str
+    """checkpoint key, such as `decoder.layers.3.mlp.linear_fc1.weight`"""
+    hugging_face: tuple[str, ...]
+    """names of the parts, in the order in which `merge` takes them"""
+    kind: Kind
+    """how parts and whole relate"""
+    tensor_dimension: int | None
+    """dimension that tensor parallelism cuts; None where every rank holds the whole"""
+
+
+def weights(shape: ModelShape) -> list[Weight]:
+    """All tensors of a model in the order in which a forward pass meets them."""
+    result = [Weight("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), "vocabulary", 0)]
+    for layer in range(shape.layers):
+        result += _layer(f"decoder.layers.{layer}.", f"model.layers.{layer}.", shape)
+    result.append(Weight("decoder.final_layernorm.weight", ("model.norm.weight",), "same", None))
+    if not shape.tied_embeddings:
+        result.append(Weight("output_layer.weight", ("lm_head.weight",), "vocabulary", 0))
+    return result
+
+
+def _layer(megatron: str, hugging_face: str, shape: ModelShape) -> list[Weight]:
+    def projections(suffix: str) -> tuple[str, ...]:
+        return tuple(f"{hugging_face}self_attn.{name}_proj.{suffix}" for name in "qkv")
+
+    # The norms carry the names that TransformerEngine's fused layers give them, so that checkpoints stay readable by
+    # other users of megatron-core.
+    norm, attention, mlp = "layer_norm_weight", f"{megatron}self_attention.", f"{megatron}mlp."
+    result = [
+        Weight(f"{attention}linear_qkv.{norm}", (f"{hugging_face}input_layernorm.weight",), "same", None),
+        Weight(f"{attention}linear_qkv.weight", projections("weight"), "query_key_value", 0),
+    ]
+    if shape.query_key_value_bias:
+        result.append(Weight(f"{attention}linear_qkv.bias", projections("bias"), "query_key_value", 0))
+    gate_up = tuple(f"{hugging_face}mlp.{name}_proj.weight" for name in ("gate", "up"))
+    return [
+        *result,
+        Weight(f"{attention}linear_proj.weight", (f"{hugging_face}self_attn.o_proj.weight",), "same", 1),
+        Weight(f"{mlp}linear_fc1.{norm}", (f"{hugging_face}post_attention_layernorm.weight",), "same", None),
+        Weight(f"{mlp}linear_fc1.weight", gate_up, "gate_up", 0),
+        Weight(f"{mlp}linear_fc2.weight", (f"{hugging_face}mlp.down_proj.weight",), "same", 1),
+    ]
+
+
+def part_shapes(weight: Weight, shape: ModelShape) -> list[tuple[int, ...]]:
+    """Shapes of the Hugging Face parts, in order."""
+    hidden, feed_forward = shape.hidden, shape.feed_forward
+    query, key_value = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
+    if weight.kind == "vocabulary":
+        return [(shape.vocabulary, hidden)]
+    if weight.kind == "query_key_value":
+        rows = (query, key_value, key_value)
+        return [(count,) if weight.megatron.endswith("bias") else (count, hidden) for count in rows]
+    if weight.kind == "gate_up":
+        return [(feed_forward, hidden)] * 2
+    if weight.tensor_dimension is None:
+        return [(hidden,)]
+    return [(hidden, query if "linear_proj" in weight.megatron else feed_forward)]
+
+
+def megatron_shape(weight: Weight, shape: ModelShape) -> tuple[int, ...]:
+    """Shape of the whole tensor in the checkpoint (vocabulary padded)."""
+    if weight.kind == "vocabulary":
+        return (shape.padded_vocabulary, shape.hidden)
+    parts = part_shapes(weight, shape)
+    return (sum(part[0] for part in parts), *parts[0][1:])
+
+
+def merge(weight: Weight, parts: Sequence[torch.Tensor], shape: ModelShape) -> torch.Tensor:
+    """Hugging Face parts to the checkpoint's whole tensor; values are copied, never changed.
+
+    Query, key and value rows are interleaved by key/value group ([q of the group..., k, v] per group), so that a cut
+    between groups keeps each query with its key: Megatron-LM's layout.
+    """
+    if weight.kind == "same":
+        return parts[0]
+    if weight.kind == "vocabulary":
+        whole = parts[0].new_zeros(shape.padded_vocabulary, shape.hidden)
+        whole[: shape.vocabulary] = parts[0]
+        return whole
+    if weight.kind == "gate_up":
+        return torch.cat(list(parts))
+    groups, width = shape.key_value_heads, shape.head_size
+    query, key, value = (part.reshape(groups, -1, width, *part.shape[1:]) for part in parts)
+    return torch.cat([query, key, value], dim=1).reshape(-1, *parts[0].shape[1:])
+
+
+def split(weight: Weight, whole: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
+    """The inverse of `merge`: the checkpoint's whole tensor to contiguous Hugging Face parts."""
+    if weight.kind == "same":
+        return [whole]
+    if weight.kind == "vocabulary":
+        return [whole[: shape.vocabulary]]
+    if weight.kind == "gate_up":
+        return list(whole.chunk(2))
+    groups, width = shape.key_value_heads, shape.head_size
+    queries = shape.heads // groups
+    rows = whole.reshape(groups, queries + 2, width, *whole.shape[1:])
+    pieces = (rows[:, :queries], rows[:, queries], rows[:, queries + 1])
+    return [piece.reshape(-1, *whole.shape[1:]).contiguous() for piece in pieces]
