@@ -138,9 +138,9 @@ def _explain(error: ArgumentError, parser: ArgumentParser, source: str | None) -
     wrong = None
     if match := re.search(r"Group '([^']*)' does not accept option '([^']*)'", message):
         wrong = f"{match[1]}.{match[2]}"
-    elif match := re.search(r"Option '([^']*)' is not accepted", message):
-        wrong = match[1]
-    elif match := re.search(r"unrecognized arguments: --([\w.]+)", message):
+    elif (match := re.search(r"Option '([^']*)' is not accepted", message)) or (
+        match := re.search(r"unrecognized arguments: --([\w.]+)", message)
+    ):
         wrong = match[1]
     where = f"{source}: " if source else ""
     if wrong is None:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-
 # megatron-core warns, on every import and config, of optional packages that we do without on purpose.
 warnings.filterwarnings("ignore", module="megatron")
 

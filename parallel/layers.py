@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
+
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import (
@@ -78,8 +79,8 @@ class FusedAttention(MegatronModule):
             raise ValueError("FusedAttention is causal by itself and takes no mask")
         length, batch = query.shape[:2]
         if self.context_size == 1:
-            heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
-            output = self._attend(*heads_first, causal=True)
+            query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+            output = self._attend(query, key, value, causal=True)
             return output.permute(2, 0, 1, 3).reshape(length, batch, -1)
         key, value = self._gather_sequence(key), self._gather_sequence(value)
         chunk_length, rank = length // 2, self.context_group.rank()
@@ -133,7 +134,7 @@ class QuietRowParallelLinear(RowParallelLinear):
     The warning breaks torch.compile's graph in every layer; passing the group keeps the layer one graph.
     """
 
-    def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:  # noqa: A002
+    def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
         options["tp_group"] = self.tp_group
         return super()._forward_impl(input, weight, **options)
 

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from megatron.core import parallel_state, tensor_parallel
 from parallel.layout import Layout
+
+from megatron.core import parallel_state, tensor_parallel
 
 
 def initialize(layout: Layout, seed: int) -> None:

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer.transformer_config import TransformerConfig
 from parallel.layers import block_spec
 from parallel.layout import Layout
 from parallel.shape import ModelShape
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class DecoderModel(GPTModel):
@@ -50,11 +51,11 @@ def transformer_config(
     bf16: they round gradients to bf16.
     """
     low_precision = dtype is torch.bfloat16
-    recomputation: dict[str, Any] = {
+    recomputations: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective", "recompute_modules": ["layernorm", "mlp"]},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }[recompute]
+    }
     stages = layout.stages(shape.layers)
     uneven = len(set(stages)) > 1
     return TransformerConfig(
@@ -94,7 +95,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         cross_entropy_loss_fusion=low_precision and torch.cuda.is_available() and not deterministic,
         batch_p2p_comm=False,
-        **recomputation,
+        **recomputations[recompute],
     )
 
 
