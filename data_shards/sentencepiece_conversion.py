@@ -28,8 +28,9 @@ NORMALIZER = {
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
     ],
 }
-_BPE = sentencepiece_model_pb2.TrainerSpec.BPE
-_PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
+_ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+_BPE = sentencepiece_model_pb2.TrainerSpec.BPE  # type: ignore[attr-defined]
+_PIECE = _ModelProto.SentencePiece
 
 # Texts on which converted and original tokenizers used to differ.
 PROBES = (
@@ -47,7 +48,7 @@ PROBES = (
 
 def read_model(file: Path) -> Any:
     """The parsed sentencepiece model (a protobuf message); raises `InputError` where the file is something else."""
-    message = sentencepiece_model_pb2.ModelProto()
+    message = _ModelProto()
     try:
         message.ParseFromString(Path(file).read_bytes())
     except DecodeError:
@@ -156,11 +157,8 @@ def write_hf_tokenizer(source: Path, directory: Path) -> None:
     file = tokens.find_file(source)
     wanted = tokens.load(source)
     folder = source if source.is_dir() else None
-    if (
-        folder is not None
-        and (folder / "tokenizer.json").is_file()
-        and (file.suffix == ".json" or _agree(folder, wanted))
-    ):
+    has_json = folder is not None and (folder / "tokenizer.json").is_file()
+    if folder is not None and has_json and (file.suffix == ".json" or _agree(folder, wanted)):
         for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", *_COMPANIONS):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, directory / name)

@@ -156,7 +156,7 @@ class _SentencePiece:
             raise InputError(f"{file} defines no end-of-sentence piece; train it with an eos_id")
         pieces = [piece.piece for piece in model.pieces]
         exact = sentencepiece_conversion.is_plain_bpe(model) and _words_are_independent(pieces)
-        self.encode_words = self._encode_words if exact else None
+        self.encode_words: EncodeWords | None = self._encode_words if exact else None
         self._marker = self._processor.encode("x")
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -191,7 +191,7 @@ class _HuggingFace:
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.bos_id = self._bos(settings)
         self.eos_id = self._eos(file, settings)
-        self.encode_words = self._encode_words if self._is_word_by_word(file) else None
+        self.encode_words: EncodeWords | None = self._encode_words if self._is_word_by_word(file) else None
 
     def _token_id(self, token: Any) -> int | None:
         name = token.get("content") if isinstance(token, dict) else token
@@ -264,9 +264,9 @@ def _words_are_independent(pieces: Iterable[str]) -> bool:
 
 
 class _WordCache:
-    """word -> packed ids, filled as texts come by; emptied when it has grown to about 256 MiB.
+    r"""word -> packed ids, filled as texts come by; emptied when it has grown to about 256 MiB.
 
-    Words are keyed without the space in front of them: "patients" stands for "▁patients", "\\nMethods" for a line
+    Words are keyed without the space in front of them: "patients" stands for "▁patients", "\nMethods" for a line
     break and the word right behind it.
     """
 
