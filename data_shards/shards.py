@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import tarfile
@@ -269,19 +270,17 @@ class Shard:
 
     def __init__(self, path: Path, info: ShardInfo, dtype: np.dtype) -> None:
         self.path, self.info, self.dtype = Path(path), info, np.dtype(dtype)
-        self.index = self._open_index()
+        self._check_index()
         self._check_tar()
 
-    def _open_index(self) -> np.ndarray:
+    def _check_index(self) -> None:
         path = index_path(self.path)
         if not path.is_file():
             raise InputError(f"{path} is missing; build the shards again")
         if sha256_file(path) != self.info.index_sha256:
             raise InputError(f"{path} is not the index that the manifest describes (its checksum differs); restore it")
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
-        if index.dtype not in (INDEX_DTYPE, MASKED_INDEX_DTYPE) or index.shape != (self.info.documents,):
+        if self.index.dtype not in (INDEX_DTYPE, MASKED_INDEX_DTYPE) or self.index.shape != (self.info.documents,):
             raise InputError(f"{path} does not describe {self.info.documents} documents; restore or rebuild it")
-        return index
 
     def _check_tar(self) -> None:
         if not self.path.is_file():
@@ -300,20 +299,24 @@ class Shard:
             except tarfile.HeaderError as error:
                 raise InputError(f"shard {self.path} is damaged at byte 0 ({error}); restore it") from None
 
-    @property
+    @functools.cached_property
+    def index(self) -> np.ndarray:
+        """Offset and length of every document: memory-mapped, `INDEX_DTYPE` or `MASKED_INDEX_DTYPE` [documents]."""
+        return np.load(index_path(self.path), mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
     def values(self) -> np.ndarray:
         """The whole file as a memory-mapped 1-D array of ids; document i starts at `index["offset"][i] / itemsize`.
 
-        Every offset is a multiple of 64, since tar aligns members to 512 bytes and .npy headers to 64.
+        Every offset is a multiple of it, since tar aligns members to 512 bytes and .npy headers to 64.
         """
-        if not hasattr(self, "_values"):
-            count = self.info.bytes // self.dtype.itemsize
-            # A plain array view: indexing np.memmap itself costs several times as much.
-            self._values = np.asarray(np.memmap(self.path, self.dtype, "r", shape=(count,)))
-        return self._values
+        count = self.info.bytes // self.dtype.itemsize
+        # A plain array view: indexing np.memmap itself costs several times as much.
+        return np.asarray(np.memmap(self.path, self.dtype, "r", shape=(count,)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_values"}
+        """Maps are opened again by the process that unpickles."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("values", "index")}
 
     def __len__(self) -> int:
         return self.info.documents

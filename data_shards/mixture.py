@@ -1,0 +1,182 @@
+"""What training reads: one or several corpora, mixed by weight, as a pure function of the sample number.
+
+Which corpus sample n comes from is decided by largest deficit: the corpus that lags most behind its share of the first
+n + 1 samples gives the next one. With whole-number weights that add up to D the choice repeats after D samples with
+every corpus exactly at its share (the deficits are multiples of 1/D above -1 that add up to 0, so after D samples all
+are 0). One period is computed when the mixture is opened; everything at any n follows from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_shards.order import TrainingWindows, ValidationWindows, fingerprint
+from data_shards.shards import ShardSet, TokenizerInfo
+from job.errors import InputError
+
+_PERIOD = 1 << 17  # shares are rounded to 1/131072, at least that much each
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A corpus of the mixture."""
+
+    name: str
+    """How metrics call it."""
+    directory: Path
+    """The output of `data_shards build`."""
+    weight: float | None = None
+    """Share of the samples, relative to the others'. None for all sources: in proportion to their tokens."""
+
+
+class Sample(NamedTuple):
+    """One training sample."""
+
+    tokens: np.ndarray
+    """int64 [sequence_length + 1]; inputs are all but the last, targets all but the first."""
+    source: str
+    """Name of the corpus."""
+    number: int
+    """Its number among the samples of that corpus."""
+
+
+class TrainingOrder:
+    """Sample n of a run, for every n >= 0: a pure function of (shard sets, weights, seed, sequence length, n).
+
+    Args:
+        sources: the corpora; names must differ, and all must have been tokenised alike.
+        sequence_length: inputs per sample.
+        seed: of the document permutations.
+
+    Attributes:
+        tokenizer: what all sources were tokenised with.
+        weights: share of each source in the samples, adding up to 1.
+
+    Raises `InputError` where sources do not fit together or their files do not match their manifests.
+    """
+
+    def __init__(self, sources: Sequence[Source], sequence_length: int, seed: int) -> None:
+        if not sources:
+            raise InputError("no training data is configured: name at least one shard directory")
+        names = [source.name for source in sources]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"two data sources are named '{twice[0]}'; give each its own name")
+        self.sources, self.sequence_length, self.seed = list(sources), sequence_length, seed
+        self.names = names
+        self._windows = [
+            TrainingWindows(ShardSet(source.directory, "train"), sequence_length, seed) for source in sources
+        ]
+        self.tokenizer = self._common_tokenizer()
+        self._parts = _whole_parts(self._relative_weights())
+        self.weights = {name: part / sum(self._parts) for name, part in zip(names, self._parts)}
+        self._choice, self._before = _one_period(self._parts)
+
+    def _common_tokenizer(self) -> TokenizerInfo:
+        first = self._windows[0].shards
+        for source, windows in zip(self.sources, self._windows):
+            found = windows.shards.manifest.tokenizer
+            if found.sha256 != first.manifest.tokenizer.sha256:
+                raise InputError(
+                    f"data source '{source.name}' ({source.directory}) was tokenised with {found.path}, but "
+                    f"'{self.names[0]}' with {first.manifest.tokenizer.path}: build them with one tokenizer"
+                )
+        return first.manifest.tokenizer
+
+    def _relative_weights(self) -> list[float]:
+        given = [source.weight for source in self.sources]
+        if all(weight is None for weight in given):
+            return [float(windows.stream.tokens) for windows in self._windows]
+        for source in self.sources:
+            if source.weight is None or not math.isfinite(source.weight) or source.weight <= 0:
+                raise InputError(
+                    f"data source '{source.name}' has weight {source.weight}: give every source a positive weight, or "
+                    "none of them one (then they are read in proportion to their tokens)"
+                )
+        return [float(weight) for weight in given if weight is not None]
+
+    def choose(self, sample: int) -> tuple[int, int]:
+        """(number of the source, sample number within it) of a sample, without reading tokens."""
+        period, place = divmod(sample, len(self._choice))
+        source = int(self._choice[place])
+        return source, period * self._parts[source] + int(self._before[place, source])
+
+    def sample(self, sample: int) -> Sample:
+        """Sample n; raises `IndexError` where n is negative."""
+        if sample < 0:
+            raise IndexError(f"sample {sample} is before the first")
+        source, index = self.choose(sample)
+        return Sample(self._windows[source][index], self.names[source], index)
+
+    def documents(self, sample: int) -> list[tuple[int, int]]:
+        """(epoch, document number in its source) of every document in a sample: to name what a bad batch held."""
+        source, index = self.choose(sample)
+        return self._windows[source].documents(index)
+
+    def counts(self, samples: int) -> dict[str, int]:
+        """How many of the first `samples` samples come from each source."""
+        periods, place = divmod(samples, len(self._choice))
+        return {
+            name: periods * part + int(self._before[place, number])
+            for number, (name, part) in enumerate(zip(self.names, self._parts))
+        }
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """How often the first `samples` samples have gone through each source."""
+        counts = self.counts(samples)
+        return {name: windows.epochs(counts[name]) for name, windows in zip(self.names, self._windows)}
+
+    def tokens(self) -> dict[str, int]:
+        """Training tokens of each source in one epoch."""
+        return {name: windows.stream.tokens for name, windows in zip(self.names, self._windows)}
+
+    def validation(self, source: str) -> ValidationWindows:
+        """The validation split of a source: finite, in order, the last window masked.
+
+        Raises `InputError` where there is no such source or it has no validation tokens.
+        """
+        if source not in self.names:
+            raise InputError(f"there is no data source '{source}'; there are {', '.join(self.names)}")
+        directory = self.sources[self.names.index(source)].directory
+        return ValidationWindows(ShardSet(directory, "validation"), self.sequence_length)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything the order depends on, ready for JSON; compare with `order.first_difference`."""
+        return {
+            "format": 1,
+            "seed": self.seed,
+            "sequence_length": self.sequence_length,
+            "sources": [
+                {"name": name, "parts": part, **fingerprint(windows.shards)}
+                for name, part, windows in zip(self.names, self._parts, self._windows)
+            ],
+        }
+
+
+def _whole_parts(weights: list[float]) -> list[int]:
+    """Weights as whole numbers without common divisor that add up to at most 131072 (nearly)."""
+    total = math.fsum(weights)
+    exact = [weight / total * _PERIOD for weight in weights]
+    parts = [max(1, round(share)) for share in exact]
+    divisor = math.gcd(*parts)
+    return [part // divisor for part in parts]
+
+
+def _one_period(parts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each sample of a period [D], and how many each source gave before it [D + 1, sources]."""
+    total = sum(parts)
+    deficits = [0] * len(parts)
+    choice = np.empty(total, np.uint16)
+    for place in range(total):
+        deficits = [deficit + part for deficit, part in zip(deficits, parts)]
+        source = deficits.index(max(deficits))  # a tie goes to the source named first
+        deficits[source] -= total
+        choice[place] = source
+    before = np.zeros((total + 1, len(parts)), np.int32)
+    np.cumsum(choice[:, None] == np.arange(len(parts)), axis=0, out=before[1:])
+    return choice, before
