@@ -75,7 +75,7 @@ def read_index(directory: Path) -> Metadata:
     return index
 
 
-class SafeFileSystemReader(FileSystemReader):
+class SafeMetadataReader(FileSystemReader):
     """torch's reader, with the index read by `read_index`, once."""
 
     def __init__(self, path: str | Path) -> None:

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata
 
 from job.errors import InputError
-from parallel.safe_reader import SafeFileSystemReader, read_index
+from parallel.safe_reader import SafeMetadataReader, read_index
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def checkpoint(tmp_path):
 def test_reads_what_torch_wrote(checkpoint):
     directory, tensors = checkpoint
     target = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
-    dcp.load(target, storage_reader=SafeFileSystemReader(directory), no_dist=True)
+    dcp.load(target, storage_reader=SafeMetadataReader(directory), no_dist=True)
     assert torch.equal(target["a"], tensors["a"])
     assert torch.equal(target["b"], tensors["b"])
     assert (
