@@ -6,6 +6,7 @@ A shard is a plain tar. One sample is a block of consecutive documents, about a 
     000000.lengths.npy       int32, one per document
     000000.documents.jsonl   one record per document: id, licence, source file and position, ...
     000000.loss_mask.npy     only in instruction data: uint8, one per token, 1 where the loss counts
+    000000.checksums.json    SHA-256 of each of these, so that damage can be named and not only noticed
 
 Beside `NAME.tar` lies `NAME.index.npy` with the byte offset of each document's tokens and their number, so that
 training reads any document, or any part of one, without ever decoding tar. The same documents give the same bytes.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import tarfile
@@ -33,6 +35,7 @@ from job.files import HashingWriter, atomic_file, sha256_file
 STAGE = "data_shards build"
 BLOCK_TOKENS = 1_000_000
 TOKENS, LENGTHS, DOCUMENTS, LOSS_MASK = "tokens.npy", "lengths.npy", "documents.jsonl", "loss_mask.npy"
+CHECKSUMS = "checksums.json"
 
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i4")])
 """Per document: where its tokens start in the tar (bytes) and how many there are."""
@@ -130,6 +133,13 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npy")
 
 
+def tar_member(name: str, size: int) -> tarfile.TarInfo:
+    """A member's header; times, owners and modes are constant: the same content gives the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member
+
+
 class ShardWriter:
     """Writes one shard, document by document; the tar and its index appear under their names only when whole.
 
@@ -214,6 +224,7 @@ class ShardWriter:
         self._write_member(f"{key}.{DOCUMENTS}", ("\n".join(self._block_records) + "\n").encode())
         if self._masked:
             index["mask_offset"] = self._write_array(f"{key}.{LOSS_MASK}", np.concatenate(self._block_masks)) + before
+        self._write_member(f"{key}.{CHECKSUMS}", (json.dumps(self._checksums) + "\n").encode())
         self._index.append(index)
         self._documents += len(lengths)
         self._tokens += len(tokens)
@@ -239,13 +250,13 @@ class ShardWriter:
         self._block_records: list[str] = []
         self._block_masks: list[np.ndarray] = []
         self._block_length = 0
+        self._checksums: dict[str, str] = {}
 
     def _write_member(self, name: str, data: bytes) -> int:
         """Append a file to the tar; returns the byte offset of its content."""
-        member = tarfile.TarInfo(name)  # mtime, uid and gid stay 0: the same content gives the same bytes
-        member.size = len(data)
         start = self._tar.offset + tarfile.BLOCKSIZE
-        self._tar.addfile(member, io.BytesIO(data))
+        self._tar.addfile(tar_member(name, len(data)), io.BytesIO(data))
+        self._checksums[name.partition(".")[2]] = hashlib.sha256(data).hexdigest()
         return start
 
     def _write_array(self, name: str, values: np.ndarray) -> int:
@@ -412,16 +423,27 @@ class Block:
 def blocks(path: Path) -> Iterator[Block]:
     """The blocks of a shard in order, found by walking the tar's headers (their content is not read).
 
-    Raises `tarfile.ReadError` where a header is damaged.
+    Raises `InputError` with the byte where a header is damaged or the file ends too early. (The standard library's
+    reader takes a damaged header for the end of the archive.)
     """
-    with tarfile.open(path, "r:") as tar:
-        block: Block | None = None
-        for member in tar:
+    block: Block | None = None
+    size, offset = path.stat().st_size, 0
+    with open(path, "rb") as handle:
+        while (header := handle.read(tarfile.BLOCKSIZE)).strip(b"\0"):
+            try:
+                member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+            except (tarfile.HeaderError, UnicodeDecodeError) as error:
+                raise InputError(f"shard {path} is damaged at byte {offset}: no tar header there ({error})") from None
+            member.offset, member.offset_data = offset, offset + tarfile.BLOCKSIZE
+            offset = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            if offset > size:
+                raise InputError(f"shard {path} ends at byte {size}, inside its member {member.name}")
             key, _, name = member.name.partition(".")
             if block is not None and key != block.key:
                 yield block
                 block = None
             block = block or Block(path, key, {})
             block.members[name] = member
-        if block is not None:
-            yield block
+            handle.seek(offset)
+    if block is not None:
+        yield block
