@@ -184,7 +184,8 @@ def write_hf_tokenizer(source: Path, directory: Path) -> None:
                 shutil.copyfile(folder / name, directory / name)
     write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=False))
     write_json(directory / "tokenizer_config.json", settings)
-    shutil.copyfile(file, directory / "tokenizer.model")
+    if file.resolve() != (directory / "tokenizer.model").resolve():
+        shutil.copyfile(file, directory / "tokenizer.model")
     if not _agree(directory, wanted):
         raise InputError(f"{file} could not be converted: its Hugging Face form gives other ids than sentencepiece")
 
