@@ -1,0 +1,151 @@
+"""Steps that survive being killed: each leaves its outputs and, last, a record of what they were made from.
+
+A task whose record names the same settings and input checksums, and whose outputs are still there, is not run again.
+Records and outputs are renamed into place when whole, so a kill at any instant costs only the tasks under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_end
+from pathlib import Path
+from typing import Any
+
+from job.errors import InputError
+from job.files import sha256_file, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One unit of work.
+
+    `function(outputs, *arguments)` writes exactly the files `outputs` (each atomically) and returns a JSON-ready
+    result. It runs in another process: function and arguments must be picklable.
+    """
+
+    name: str
+    record: Path
+    function: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...]
+    settings: dict[str, Any]
+    """Everything besides the inputs' content that the outputs depend on (JSON-ready)."""
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    work: int
+    """How much there is to do, in bytes, for the progress display."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A finished task: `key` identifies settings and inputs, `result` is what its function returned."""
+
+    key: str
+    inputs: list[dict[str, Any]]
+    result: dict[str, Any]
+    outputs: list[dict[str, Any]]
+    reused: bool
+
+
+def run_all(tasks: Sequence[Task], workers: int, on_done: Callable[[Task, Done], None]) -> list[Done]:
+    """Run the tasks in up to `workers` processes; returns their outcomes in the tasks' order.
+
+    Raises `InputError` from the first task that fails with one; what finished before stays recorded.
+    """
+    done: dict[int, Done] = {}
+    for number, outcome in _outcomes(tasks, min(workers, len(tasks))):
+        done[number] = outcome
+        on_done(tasks[number], outcome)
+    return [done[number] for number in range(len(tasks))]
+
+
+def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Done]]:
+    if workers <= 1:
+        for number, task in enumerate(tasks):
+            yield number, run(task)
+        return
+    # Spawned, not forked: tokenizers and lxml keep threads and locks that do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        waiting = iter(range(len(tasks)))
+        running: dict[Future[Done], int] = {}
+        for number in waiting:
+            running[pool.submit(run, tasks[number])] = number
+            if len(running) < 2 * workers:
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process was killed, most likely for want of memory; run the same command again to go on, with "
+            "fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run(task: Task) -> Done:
+    """Run one task unless its record shows that it is done already."""
+    inputs = [{"path": str(path), "sha256": _checksum(path)} for path in task.inputs]
+    content = json.dumps([task.settings, [entry["sha256"] for entry in inputs]], sort_keys=True)
+    key = hashlib.sha256(content.encode()).hexdigest()
+    if (record := read_record(task.record)) and record["key"] == key and _outputs_present(task, record["outputs"]):
+        return Done(key, inputs, record["result"], record["outputs"], reused=True)
+    task.record.unlink(missing_ok=True)  # from here on the outputs may be of either kind
+    result = task.function(task.outputs, *task.arguments)
+    outputs = [{"name": path.name, "bytes": path.stat().st_size} for path in task.outputs]
+    write_json(task.record, {"key": key, "outputs": outputs, "result": result})
+    return Done(key, inputs, result, outputs, reused=False)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A task's record; None where there is none that can be read."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"key", "outputs", "result"} <= record.keys() else None
+
+
+def code_checksum(*modules: Any) -> str:
+    """Checksum of the modules' source, so that outputs of older code are made anew."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _outputs_present(task: Task, recorded: list[dict[str, Any]]) -> bool:
+    sizes = {entry["name"]: entry["bytes"] for entry in recorded}
+    return all(path.is_file() and path.stat().st_size == sizes.get(path.name) for path in task.outputs)
+
+
+def _end_with_parent() -> None:
+    """Make this worker end when its parent is gone, even by SIGKILL: no process outlives a build."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait_for_end([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
