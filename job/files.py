@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -39,7 +41,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         fsync_directory(path.parent)
     except OSError as error:
         raise InputError(
@@ -47,6 +49,52 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a hidden directory beside `path`; on success it is synced and renamed to `path`, on failure removed.
+
+    What an earlier, killed writer left there is cleared. Raises `InputError` where `path` exists, where another
+    process is writing it now, or where the disk is full.
+    """
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"{path} exists already; remove it or choose another directory")
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another directory") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{path} is being written by another process; wait for it") from None
+        try:
+            for leftover in temporary.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield temporary
+            _sync_tree(temporary)
+            temporary.rename(path)
+            fsync_directory(path.parent)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; free space or choose another directory"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(directory: Path) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with open(Path(folder) / name, "rb") as handle:
+                os.fsync(handle.fileno())
+        fsync_directory(Path(folder))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -95,3 +95,27 @@ def read(directory: Path, stage: str) -> dict[str, Any]:
 def reference(directory: Path) -> dict[str, str]:
     """How another manifest names this directory as its input: its path and its manifest's checksum."""
     return {"path": str(directory), "manifest_sha256": sha256_file(Path(directory) / NAME)}
+
+
+def chain(directory: Path) -> list[dict[str, Any]]:
+    """The manifests behind a directory, newest first: its own, those of its inputs, of their inputs, and so on.
+
+    An input is followed where its path still holds the manifest with the recorded checksum. Each entry is the manifest
+    without its lists of files, plus `path` and `manifest_sha256`.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    pending = [Path(directory)]
+    while pending:
+        path = pending.pop(0)
+        checksum = sha256_file(path / NAME)
+        if checksum in entries:
+            continue
+        body = read_json(path / NAME)
+        entries[checksum] = {"path": str(path), "manifest_sha256": checksum} | {
+            key: value for key, value in body.items() if key not in ("files", "shards", "chain")
+        }
+        for source in body.get("inputs", ()):
+            file = Path(source.get("path", "")) / NAME
+            if "manifest_sha256" in source and file.is_file() and sha256_file(file) == source["manifest_sha256"]:
+                pending.append(file.parent)
+    return list(entries.values())

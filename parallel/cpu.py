@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-# megatron-core warns, on every import and config, of optional packages that we do without on purpose.
+# megatron-core warns, on every import and config, of optional packages that we do without on purpose; it calls
+# collectives by names that torch has since renamed, and looks at gradients of views.
 warnings.filterwarnings("ignore", module="megatron")
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
 
 
 def _means_cuda(device: Any) -> bool:

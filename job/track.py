@@ -1,0 +1,108 @@
+"""Metrics: `metrics.jsonl` is the source of truth, Weights & Biases mirrors it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+from job.directory import RunDirectory
+from job.files import write_text
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+
+class Tracker:
+    """Writes each row to `metrics.jsonl` (flushed at once) and to W&B, from the logging rank only.
+
+    W&B's horizontal axis is `train/tokens`, set by `define_metric` and never by `step=`, so that steps which a restart
+    repeats are kept. The W&B run id lives in the run directory: a restart goes on in the same run.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        attempt: int,
+        config: dict[str, Any],
+        *,
+        project: str,
+        name: str | None,
+        mode: Mode,
+    ) -> None:
+        self._attempt = attempt
+        self._rows = run.metrics.open("a", encoding="utf-8")  # noqa: SIM115  (open for the run's life)
+        self._wandb: Any = None
+        if mode != "disabled":
+            self._wandb = _start_wandb(run, config, project, name or run.path.resolve().name, mode)
+
+    @property
+    def url(self) -> str | None:
+        """Where W&B shows the run, if it is online."""
+        return getattr(self._wandb, "url", None)
+
+    def log(self, step: int, values: dict[str, Any], **identity: Any) -> None:
+        """Write one row: metrics by name, plus `step`, the attempt, the time and what `identity` adds to the row.
+
+        `values` must hold `train/tokens`, the axis of all plots.
+        """
+        row = {"step": step, "attempt": self._attempt, "time": round(time.time(), 3), **identity, **values}
+        self._rows.write(json.dumps(row) + "\n")
+        self._rows.flush()
+        if self._wandb is not None:
+            self._wandb.log(values | {"step": step, "attempt": self._attempt})
+
+    def close(self) -> None:
+        """Finish the W&B run and close the file."""
+        self._rows.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def _start_wandb(run: RunDirectory, config: dict[str, Any], project: str, name: str, mode: Mode) -> Any:
+    import wandb
+
+    id_file = run.path / "wandb-id"
+    if not id_file.exists():
+        write_text(id_file, uuid.uuid4().hex[:8] + "\n")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_wandb()
+    started = wandb.init(
+        project=project,
+        name=name,
+        id=id_file.read_text().strip(),
+        resume="allow",
+        dir=str(run.path),
+        config=config,
+        mode=("online" if has_key else "offline") if mode == "auto" else mode,
+        settings=wandb.Settings(console="off", disable_git=True, save_code=False),
+    )
+    started.define_metric("train/tokens")
+    started.define_metric("*", step_metric="train/tokens")
+    return started
+
+
+def _netrc_has_wandb() -> bool:
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return "wandb" in netrc.read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def read_rows(metrics: Path) -> list[dict[str, Any]]:
+    """All rows of a `metrics.jsonl`; where steps were redone after a restart, the highest attempt's rows win.
+
+    A last line that a kill cut short is left out.
+    """
+    rows: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
+    with open(metrics, encoding="utf-8") as lines:
+        for line in lines:
+            if not line.endswith("\n"):
+                break
+            row = json.loads(line)
+            kind = frozenset(key.split("/")[0] for key in row if "/" in key and not key.startswith("train/tokens"))
+            rows[row["step"], kind] = row
+    return sorted(rows.values(), key=lambda row: row["step"])

@@ -1,0 +1,245 @@
+"""Distributed checkpoints of model, optimizer and random state that are either whole or absent, and load anywhere.
+
+The format is megatron-core's `torch_dist` (torch.distributed.checkpoint files) with one key per layer, the optimizer
+in the fully re-shardable layout, so that any tensor x pipeline x data layout reads any other's checkpoint. A checkpoint is
+written to a hidden directory beside its place, synced, checksummed by all ranks together, and renamed;
+`manifest.json` inside it is what makes it count.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import save as torch_save
+
+import parallel.cpu  # noqa: F401  (must come before megatron.core)
+from job import manifest
+from job.errors import InputError
+from job.files import fsync_directory, sha256_file
+from parallel import optimizer as adamw
+from parallel.layout import Layout
+from parallel.safe_reader import SafeMetadataReader
+
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.optimizer import MegatronOptimizer
+
+STAGE = "checkpoint"
+_SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",  # the default type is broken without TransformerEngine
+    "non_homogeneous_layers": True,  # one key per layer: conversion streams, uneven stages load
+    "chained_optim_avoid_prefix": True,
+}
+
+
+class _DirectSave(torch_strategy.TorchDistSaveShardedStrategy):
+    """Writes with torch's own file writer in this process.
+
+    megatron-core's writer starts a manager process per rank, which costs seconds per save and is orphaned when a rank
+    is killed.
+    """
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> None:
+        """Write this rank's tensors to `checkpoint_dir`; collective."""
+        state, _, _ = torch_strategy._replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        torch_save(
+            torch_strategy.mcore_to_pyt_state_dict(state, False),
+            storage_writer=FileSystemWriter(checkpoint_dir, thread_count=1),
+            planner=torch_strategy.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+@dataclass
+class Model:
+    """What a checkpoint holds: the wrapped chunks of this rank and their optimizer (None: weights only)."""
+
+    chunks: list[Any]
+    optimizer: MegatronOptimizer | None
+
+
+def raise_together(problem: str | None) -> None:
+    """Collective: raise `InputError` on every rank where any rank has a problem, naming the first such rank."""
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for rank, text in enumerate(problems):
+        if text is not None:
+            raise InputError(text if dist.get_world_size() == 1 else f"{text} (rank {rank})")
+
+
+def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: dict[str, Any]) -> int:
+    """Write checkpoint `path`; collective. Returns its size in bytes.
+
+    `hugging_face` is the directory whose config and tokenizer travel along; `content` goes into the manifest (step,
+    consumed samples and tokens, config, data). Raises `InputError` on every rank where any rank cannot write.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    problem = None
+    if dist.get_rank() == 0:
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            problem = _cannot_write(path, error)
+    raise_together(problem)
+    try:
+        state = _state(model, loading=False)
+        strategy = FullyParallelSaveStrategyWrapper(
+            _DirectSave("torch_dist", 1, thread_count=1),
+            parallel_state.get_data_parallel_group(with_context_parallel=True),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dist_checkpointing.save(state, str(temporary), strategy, content_metadata=dict(_SHARDING))
+        (temporary / "random").mkdir(exist_ok=True)
+        torch.save(_random_state(), temporary / "random" / f"rank-{dist.get_rank():05d}.pt")
+        if dist.get_rank() == 0:
+            (temporary / "hf").mkdir()
+            for file in hugging_face.iterdir():
+                if file.suffix != ".safetensors":
+                    shutil.copyfile(file, temporary / "hf" / file.name)
+    except Exception as error:  # torch wraps a rank's OSError in its own exception, told to all ranks
+        problem = _cannot_write(path, error)
+    raise_together(problem)
+    files = _checksums(temporary)
+    if dist.get_rank() == 0:
+        try:
+            body = {"layout": vars(layout), "world_size": dist.get_world_size(), "files": files}
+            manifest.write(temporary, STAGE, content.pop("config", {}), content.pop("inputs", []), content | body)
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+            fsync_directory(path.parent)
+        except (OSError, InputError) as error:
+            problem = _cannot_write(path, error)
+    raise_together(problem)
+    return sum(entry["bytes"] for entry in files.values())
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check every file of a checkpoint against its manifest; collective, the work is shared between ranks.
+
+    Returns the manifest. Raises `InputError` on all ranks, naming the damaged file.
+    """
+    problem, body = None, {}
+    try:
+        body = manifest.read(path, STAGE)
+        world, rank = dist.get_world_size(), dist.get_rank()
+        for index, (name, expected) in enumerate(sorted(body["files"].items())):
+            if index % world == rank:
+                _verify_file(path / name, expected)
+        SafeMetadataReader(path).read_metadata()  # refuses a pickle that holds more than checkpoint metadata
+    except InputError as error:
+        problem = str(error)
+    raise_together(problem)
+    return body
+
+
+def load(path: Path, model: Model, layout: Layout) -> None:
+    """Load a verified checkpoint into `model`, from whatever layout wrote it; collective.
+
+    Weights always; the optimizer's state where the checkpoint has one, else the optimizer starts from these weights.
+    Random states are restored only where the layout is the same: they belong to ranks.
+    """
+    body = manifest.read(path, STAGE)
+    has_optimizer = bool(body.get("optimizer")) and model.optimizer is not None
+    if has_optimizer:
+        adamw.prime(model.optimizer)
+    state = _state(model if has_optimizer else Model(model.chunks, None), loading=True)
+    strategy = FullyParallelLoadStrategyWrapper(
+        get_default_load_sharded_strategy(str(path)), parallel_state.get_data_parallel_group(with_context_parallel=True)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = dist_checkpointing.load(state, str(path), strategy)
+    for index, chunk in enumerate(model.chunks):
+        missing, unexpected = adamw.unwrap(chunk).load_state_dict(loaded[f"model{index}"], strict=False)
+        missing = [key for key in missing if not key.endswith("_extra_state")]
+        assert not missing and not unexpected, (missing, unexpected)
+    if has_optimizer:
+        adamw.load_state(model.optimizer, loaded["optimizer"])
+    elif model.optimizer is not None:
+        model.optimizer.reload_model_params()
+    if body.get("layout") == vars(layout) and body.get("world_size") == dist.get_world_size():
+        _restore_random_state(torch.load(path / "random" / f"rank-{dist.get_rank():05d}.pt", weights_only=True))
+
+
+def _state(model: Model, loading: bool) -> dict[str, Any]:
+    """The sharded state dictionary of this rank: `model0`, `model1`, ... and, if there is one, `optimizer`."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    metadata = _SHARDING | {"dp_cp_group": group}
+    state: dict[str, Any] = {}
+    for index, chunk in enumerate(model.chunks):
+        sharded = adamw.unwrap(chunk).sharded_state_dict(metadata=metadata)
+        # `_extra_state` is TransformerEngine's; torch layers have none to keep
+        state[f"model{index}"] = {key: entry for key, entry in sharded.items() if not isinstance(entry, ShardedObject)}
+    if model.optimizer is not None:
+        models = {"model": state["model0"]} if len(model.chunks) == 1 else dict(state)
+        state["optimizer"] = model.optimizer.sharded_state_dict(models, is_loading=loading, metadata=metadata)
+    return state
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "model_parallel": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state(state["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["model_parallel"])
+
+
+def _checksums(directory: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file, each rank reading its share; files are synced to disk on the way."""
+    names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
+    mine = {}
+    for name in names[dist.get_rank() :: dist.get_world_size()]:
+        file = directory / name
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+        mine[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return dict(sorted((name, entry) for part in parts for name, entry in part.items()))
+
+
+def _verify_file(file: Path, expected: dict[str, Any]) -> None:
+    if not file.exists():
+        raise InputError(f"checkpoint file {file} is missing")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise InputError(f"checkpoint file {file} has {size} bytes, its manifest says {expected['bytes']}: it is cut")
+    if sha256_file(file) != expected["sha256"]:
+        raise InputError(f"checkpoint file {file} does not match its SHA-256 in the manifest: it is damaged")
+
+
+def _cannot_write(path: Path, error: Exception) -> str:
+    # the cause of a torch CheckpointException is spread over several lines, the last of which says what happened
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return f"cannot write checkpoint {path}: {reason}; the one before it is untouched"

@@ -1,0 +1,179 @@
+"""The config of a pretraining run: one TOML file, one section per concern. Imports no torch, so --help is quick."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from job.config import Count
+from job.track import Mode
+from parallel.layout import Layout
+
+
+@dataclass
+class ModelConfig:
+    """The model that training starts from."""
+
+    path: str = ""
+    """checkpoint directory made by `python -m parallel import` (or `create`, for random weights)"""
+
+
+@dataclass
+class SourceConfig:
+    """One corpus."""
+
+    path: str
+    """directory made by `python -m data_shards build`"""
+    name: str = ""
+    """how metrics call it; unset: the directory's name"""
+    weight: float | None = None
+    """share of the samples; unset for all sources: in proportion to their tokens"""
+
+
+@dataclass
+class DataConfig:
+    """What is read, and how it is cut into samples."""
+
+    sources: list[SourceConfig] = field(default_factory=list)
+    """the corpora, mixed by weight"""
+    sequence_length: int = 2048
+    """tokens of one sample"""
+    seed: int = 1234
+    """seed of the document order"""
+
+
+@dataclass
+class TrainConfig:
+    """How long and how big."""
+
+    tokens: Count | None = None
+    """train for this many tokens (give one of tokens, epochs, steps)"""
+    epochs: float | None = None
+    """train for this many passes over the tokens of all sources"""
+    steps: int | None = None
+    """train for this many optimizer steps"""
+    global_batch: int = 192
+    """samples of one optimizer step, over all devices"""
+    micro_batch: int = 1
+    """samples that one device computes at a time"""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: weights and activations in bfloat16, main weights, gradients and optimizer in float32"""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """activations computed again in the backward pass: saves memory, costs up to a third more time"""
+    compile: bool = False
+    """compile each layer with torch.compile (GPUs only)"""
+    deterministic: bool = False
+    """bit-equal reruns on GPUs too, at some cost in speed (CPU runs always are)"""
+    seed: int = 1234
+    """seed of everything random in the model"""
+    log_every: int = 1
+    """steps between console lines and metrics rows"""
+    validate_every: int = 0
+    """steps between validations, besides the one at the end (0: only at the end)"""
+    validate_samples: int = 0
+    """validation samples per source (0: all of them)"""
+    validate_at_start: bool = False
+    """also validate before the first step: the loss of the model that training starts from"""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW."""
+
+    lr: float = 2e-5
+    """peak learning rate"""
+    beta1: float = 0.9
+    """decay of the first moment"""
+    beta2: float = 0.95
+    """decay of the second moment"""
+    epsilon: float = 1e-8
+    """added to the root of the second moment"""
+    weight_decay: float = 0.1
+    """decoupled decay of matrices; norms and biases are not decayed"""
+    clip: float = 1.0
+    """largest norm of the global gradient (0: no clipping)"""
+    overlap: bool = False
+    """hide gradient reduction and weight gathering behind computation (data parallel over more than one device)"""
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    style: Literal["cosine", "linear", "constant", "warmup-stable-decay"] = "cosine"
+    """shape after the warm-up"""
+    warmup: float = 0.03
+    """steps of linear warm-up; below 1, a share of the run"""
+    minimum: float = 0.1
+    """learning rate at the end, as a share of the peak (cosine, linear, warmup-stable-decay)"""
+    decay: float = 0.1
+    """last steps in which warmup-stable-decay falls to the minimum; below 1, a share of the run"""
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = 0
+    """steps between checkpoints (0: only by minutes and at the end)"""
+    every_minutes: float = 0.0
+    """minutes between checkpoints (0: only by steps and at the end)"""
+    keep: int = 2
+    """newest checkpoints that are kept (0: all)"""
+    keep_every_steps: int = 0
+    """checkpoints of steps divisible by this are kept for ever (0: none)"""
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases; `metrics.jsonl` is always written."""
+
+    project: str = "biomedgpt"
+    """W&B project"""
+    name: str | None = None
+    """W&B run name; unset: the run directory's name"""
+    mode: Mode = "auto"
+    """auto: online where W&B finds a key, else offline"""
+
+
+@dataclass
+class PretrainConfig:
+    """A pretraining run."""
+
+    directory: str = ""
+    """run directory: made on the first start, continued on every later one"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: Layout = field(default_factory=Layout)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.directory:
+            raise ValueError("key 'directory' is missing: say where the run is to live")
+        if not self.model.path:
+            raise ValueError("key 'model.path' is missing: name the checkpoint directory to start from")
+        if not self.data.sources:
+            raise ValueError("key 'data.sources' is missing: name at least one shard directory")
+        if sum(value is not None for value in (self.train.tokens, self.train.epochs, self.train.steps)) != 1:
+            raise ValueError("give exactly one of train.tokens, train.epochs and train.steps")
+        for key in ("train.global_batch", "train.micro_batch", "train.log_every", "data.sequence_length"):
+            section, name = key.split(".")
+            if getattr(getattr(self, section), name) < 1:
+                raise ValueError(f"{key} must be at least 1")
+
+    def steps(self, corpus_tokens: int) -> int:
+        """Optimizer steps of the run; `corpus_tokens` is what all sources hold together."""
+        if self.train.steps is not None:
+            return self.train.steps
+        tokens = self.train.tokens if self.train.tokens is not None else (self.train.epochs or 0.0) * corpus_tokens
+        return max(1, math.ceil(tokens / self.tokens_per_step))
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.train.global_batch * self.data.sequence_length

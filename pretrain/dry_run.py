@@ -1,0 +1,74 @@
+"""`pretrain --dry-run`: what a config would do, worked out from manifests and sizes alone, without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data_shards.mixture import Source, TrainingOrder
+from job import manifest
+from job.config import dump
+from job.directory import RunDirectory
+from job.errors import InputError
+from parallel.shape import read_shape
+from pretrain.config import PretrainConfig
+
+
+def describe(config: PretrainConfig) -> str:
+    """The resolved config, then layout, tokens, epochs per source and the checkpoints that would be written.
+
+    The number of processes comes from WORLD_SIZE; without it, one replica of the model is assumed. Raises `InputError`
+    for whatever would stop the run itself.
+    """
+    layout, train, data = config.parallel, config.train, config.data
+    manifest.read(Path(config.model.path), "checkpoint")
+    shape = read_shape(Path(config.model.path) / "hf")
+    layout.check(shape, data.sequence_length)
+    replica = layout.tensor * layout.pipeline * layout.context
+    world = int(os.environ.get("WORLD_SIZE", replica))
+    micro_batches = layout.micro_batches(train.global_batch, train.micro_batch, world)
+    order = TrainingOrder(
+        [Source(s.name or Path(s.path).resolve().name, Path(s.path), s.weight) for s in data.sources],
+        data.sequence_length,
+        data.seed,
+    )
+    if order.tokenizer.vocab_size > shape.vocabulary:
+        raise InputError(
+            f"the shards' tokenizer has {order.tokenizer.vocab_size} tokens, the model only {shape.vocabulary}"
+        )
+    tokens = order.tokens()
+    steps = config.steps(sum(tokens.values()))
+    epochs = order.epochs(steps * train.global_batch)
+    run = RunDirectory(Path(config.directory))
+    lines = [
+        dump(config),
+        f"model       {shape.family}, {shape.parameters:,} parameters, {shape.layers} layers in stages of "
+        f"{layout.stages(shape.layers)}",
+        f"layout      {layout.describe(world)} on {world} processes",
+        f"step        {train.global_batch} x {data.sequence_length} = {config.tokens_per_step:,} tokens, "
+        f"{micro_batches} micro-batches of {train.micro_batch} on each data-parallel rank",
+        f"run         {steps:,} steps, {steps * config.tokens_per_step:,} tokens, "
+        f"{steps * config.tokens_per_step * shape.flops_per_token(data.sequence_length):.3g} model FLOPs",
+        *(
+            f"source      {name}: {tokens[name]:,} tokens, weight {order.weights[name]:.3f}, {epochs[name]:.2f} epochs"
+            for name in order.names
+        ),
+        f"checkpoints {_checkpoints(config, run, steps)}",
+        f"directory   {run.path}: {_state(run)}",
+    ]
+    return "\n".join(lines)
+
+
+def _checkpoints(config: PretrainConfig, run: RunDirectory, steps: int) -> str:
+    every, keep = config.checkpoint.every_steps, config.checkpoint.keep
+    planned = [*range(every, steps, every), steps] if every else [steps]
+    shown = ", ".join(run.checkpoint(step).name for step in planned[:3])
+    more = f", ... {run.checkpoint(planned[-1]).name}" if len(planned) > 3 else ""
+    kept = f"the newest {keep} kept" if keep else "all kept"
+    minutes = f", and one every {config.checkpoint.every_minutes:g} minutes" if config.checkpoint.every_minutes else ""
+    return f"{len(planned)} by step ({shown}{more}){minutes}; {kept}"
+
+
+def _state(run: RunDirectory) -> str:
+    found = run.complete_checkpoints()
+    return f"would continue from {found[0].name}" if found else "would start"
