@@ -107,9 +107,9 @@ def main(arguments: list[str]) -> int:
     """The verb."""
     parser = argparse.ArgumentParser(
         prog="python -m data_shards tokenizer",
-        description="Train a sentencepiece BPE tokenizer on articles, with Llama-2's settings, and write "
-        "tokenizer.model with its Hugging Face form (tokenizer.json, tokenizer_config.json) into a directory. The same input gives the "
-        "same files.",
+        description="Train a sentencepiece BPE tokenizer on articles, with Llama-2's settings, and write it into a "
+        "directory: tokenizer.model, and its Hugging Face form (tokenizer.json, tokenizer_config.json). The same input "
+        "gives the same files.",
         epilog="example: tokenizer --input abstracts.jsonl.gz --vocab-size 4096 --output tokenizer/",
     )
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="files with articles")

@@ -77,7 +77,7 @@ class RunLock:
     def __init__(self, run: RunDirectory) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         self._path = run.path / "lock"
-        self._handle: IO[str] = self._path.open("a+", encoding="utf-8")  # noqa: SIM115  (held for the process's life)
+        self._handle: IO[str] = self._path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

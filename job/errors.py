@@ -12,7 +12,13 @@ class InputError(Exception):
 
     The message is one sentence (or two) that names the file or key, the cause and what to do about it. Commands print
     it without a traceback and exit with status 2; libraries raise it and let it pass.
+
+    `everywhere` says that all ranks of a job raise the same error, so that only the first needs to print it.
     """
+
+    def __init__(self, message: str, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -24,9 +30,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except InputError as error:
-        rank = os.environ.get("RANK")
-        where = f"error (rank {rank}): " if rank not in (None, "0") else "error: "
-        print(where + str(error), file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not error.everywhere:
+            print(f"error{f' (rank {rank})' if rank != '0' else ''}: {error}", file=sys.stderr, flush=True)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ class Tracker:
         mode: Mode,
     ) -> None:
         self._attempt = attempt
-        self._rows = run.metrics.open("a", encoding="utf-8")  # noqa: SIM115  (open for the run's life)
+        self._rows = run.metrics.open("a", encoding="utf-8")
         self._wandb: Any = None
         if mode != "disabled":
             self._wandb = _start_wandb(run, config, project, name or run.path.resolve().name, mode)

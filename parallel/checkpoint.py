@@ -1,7 +1,7 @@
 """Distributed checkpoints of model, optimizer and random state that are either whole or absent, and load anywhere.
 
 The format is megatron-core's `torch_dist` (torch.distributed.checkpoint files) with one key per layer, the optimizer
-in the fully re-shardable layout, so that any tensor x pipeline x data layout reads any other's checkpoint. A checkpoint is
+in the fully re-shardable layout, so that any tensor x pipeline x data layout reads any other's checkpoint. One is
 written to a hidden directory beside its place, synced, checksummed by all ranks together, and renamed;
 `manifest.json` inside it is what makes it count.
 """
@@ -26,6 +26,7 @@ import parallel.cpu  # noqa: F401  (must come before megatron.core)
 from job import manifest
 from job.errors import InputError
 from job.files import fsync_directory, sha256_file
+from parallel import mesh
 from parallel import optimizer as adamw
 from parallel.layout import Layout
 from parallel.safe_reader import SafeMetadataReader
@@ -75,15 +76,6 @@ class Model:
     optimizer: MegatronOptimizer | None
 
 
-def raise_together(problem: str | None) -> None:
-    """Collective: raise `InputError` on every rank where any rank has a problem, naming the first such rank."""
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    for rank, text in enumerate(problems):
-        if text is not None:
-            raise InputError(text if dist.get_world_size() == 1 else f"{text} (rank {rank})")
-
-
 def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: dict[str, Any]) -> int:
     """Write checkpoint `path`; collective. Returns its size in bytes.
 
@@ -98,7 +90,7 @@ def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: 
             temporary.mkdir(parents=True)
         except OSError as error:
             problem = _cannot_write(path, error)
-    raise_together(problem)
+    mesh.raise_together(problem)
     try:
         state = _state(model, loading=False)
         strategy = FullyParallelSaveStrategyWrapper(
@@ -117,7 +109,7 @@ def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: 
                     shutil.copyfile(file, temporary / "hf" / file.name)
     except Exception as error:  # torch wraps a rank's OSError in its own exception, told to all ranks
         problem = _cannot_write(path, error)
-    raise_together(problem)
+    mesh.raise_together(problem)
     files = _checksums(temporary)
     if dist.get_rank() == 0:
         try:
@@ -128,7 +120,7 @@ def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: 
             fsync_directory(path.parent)
         except (OSError, InputError) as error:
             problem = _cannot_write(path, error)
-    raise_together(problem)
+    mesh.raise_together(problem)
     return sum(entry["bytes"] for entry in files.values())
 
 
@@ -147,7 +139,7 @@ def verify(path: Path) -> dict[str, Any]:
         SafeMetadataReader(path).read_metadata()  # refuses a pickle that holds more than checkpoint metadata
     except InputError as error:
         problem = str(error)
-    raise_together(problem)
+    mesh.raise_together(problem)
     return body
 
 

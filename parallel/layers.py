@@ -1,4 +1,4 @@
-"""The one layer spec: megatron-core's own layers with torch's fused attention and RMSNorm in place of the slow defaults.
+"""The one layer spec: megatron-core's own layers, with torch's fused attention and RMSNorm for the slow defaults.
 
 The same spec runs on CPU and on GPUs; nothing here needs TransformerEngine or Apex. Shapes follow megatron-core:
 s sequence (of this rank), b micro-batch, h hidden size.

@@ -6,15 +6,20 @@ import datetime
 import os
 import random
 import warnings
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
+from job.errors import InputError
 from parallel.layout import Layout
 
 from megatron.core import parallel_state, tensor_parallel
+
+Result = TypeVar("Result")
 
 
 def initialize(layout: Layout, seed: int) -> None:
@@ -53,6 +58,26 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+def raise_together(problem: str | None) -> None:
+    """Collective: raise `InputError` on every rank where any rank has a problem, with the first such rank's words."""
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for rank, text in enumerate(problems):
+        if text is not None:
+            raise InputError(text if rank == 0 else f"{text} (rank {rank})", everywhere=True)
+
+
+def together(function: Callable[[], Result]) -> Result:
+    """Collective: `function()` on every rank; where it raises `InputError` on one, it raises on all, and none waits."""
+    problem, result = None, None
+    try:
+        result = function()
+    except InputError as error:
+        problem = str(error)
+    raise_together(problem)
+    return cast(Result, result)
+
+
 def device() -> torch.device:
     """The device this rank computes on."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -61,8 +86,3 @@ def device() -> torch.device:
 def is_logging_rank() -> bool:
     """True on the one rank that prints and writes metrics."""
     return dist.get_rank() == 0
-
-
-def data_parallel_rank() -> int:
-    """This rank's place among the replicas of the model; ranks that share a replica share it."""
-    return parallel_state.get_data_parallel_rank()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from job.config import parse
-from job.errors import run_command
+from job.errors import InputError, run_command
 from pretrain.config import PretrainConfig
 
 DESCRIPTION = """Continue pretraining a model on token shards, over any mesh of devices.
@@ -26,7 +26,11 @@ def main() -> int | None:
     words = sys.argv[1:]
     dry_run = "--dry-run" in words
     words = [word for word in words if word != "--dry-run"]
-    config = parse(PretrainConfig, words, "python -m pretrain", DESCRIPTION)
+    try:
+        config = parse(PretrainConfig, words, "python -m pretrain", DESCRIPTION)
+    except InputError as error:
+        error.everywhere = True  # every rank reads the same file
+        raise
     if dry_run:
         from pretrain.dry_run import describe
 

@@ -54,9 +54,16 @@ class Trainer:
 
     def __init__(self, config: PretrainConfig, run: RunDirectory, attempt: int) -> None:
         self.config, self.run, self.attempt = config, run, attempt
-        self.layout, self.device = config.parallel, mesh.device()
-        self.hugging_face = Path(config.model.path) / "hf"
+        self.layout, self.device, self.progress = config.parallel, mesh.device(), Progress()
+        mesh.together(self._open)
+        self.parts = self._build()
+        self._restore()
+
+    def _open(self) -> None:
+        """Read sizes and manifests, and refuse what does not fit; every rank by itself."""
+        config = self.config
         manifest.read(Path(config.model.path), checkpoint.STAGE)
+        self.hugging_face = Path(config.model.path) / "hf"
         self.shape: ModelShape = read_shape(self.hugging_face)
         self.layout.check(self.shape, config.data.sequence_length)
         self.micro_batches = self.layout.micro_batches(
@@ -65,9 +72,6 @@ class Trainer:
         self.order: TrainingOrder = open_order(config.data, self.shape)
         self.validation: dict[str, ValidationWindows] = open_validation(self.order)
         self.steps = config.steps(sum(self.order.tokens().values()))
-        self.progress = Progress()
-        self.parts = self._build()
-        self._restore()
 
     def _build(self) -> checkpoint.Model:
         train, settings = self.config.train, self.config.optimizer
@@ -103,7 +107,8 @@ class Trainer:
             difference = first_difference(body["data"], self.order.fingerprint())
             if difference:
                 raise InputError(
-                    f"{path} was trained on other data: {difference}; restore that data, or start a new run directory"
+                    f"{path} was trained on other data: {difference}; restore that data, or start a new run directory",
+                    everywhere=True,
                 )
             checkpoint.load(path, self.parts, self.layout)
             self.progress = Progress(body["step"], body["consumed_samples"], body["consumed_tokens"])
@@ -138,7 +143,8 @@ class Trainer:
             raise InputError(
                 f"step {self.progress.step + 1}: loss {loss} and gradient norm {norm} are not both finite; the weights "
                 f"are untouched. The batch held samples {self.progress.samples} to "
-                f"{self.progress.samples + train.global_batch - 1}"
+                f"{self.progress.samples + train.global_batch - 1}",
+                everywhere=True,
             )
         peak = self.config.optimizer.lr
         rate = learning_rate(self.progress.step + 1, self.steps, peak, self.config.schedule)
@@ -198,7 +204,6 @@ def train(config: PretrainConfig) -> int:
     run = RunDirectory(Path(config.directory))
     mesh.initialize(config.parallel, config.train.seed)
     with contextlib.ExitStack() as resources:
-        resources.callback(mesh.shutdown)
         attempt = _enter(run, resources)
         stop = StopRequest(run.stop_file)
         trainer = Trainer(config, run, attempt)
@@ -219,6 +224,7 @@ def train(config: PretrainConfig) -> int:
         _loop(trainer, tracker, stop)
         if mesh.is_logging_rank():
             print(f"loss plot: {plot_loss(run)}", flush=True)
+    mesh.shutdown()
     return 0
 
 
@@ -349,7 +355,7 @@ def _enter(run: RunDirectory, resources: contextlib.ExitStack) -> int:
             run.stop_file.unlink(missing_ok=True)
         except (InputError, OSError) as error:
             problem = str(error)
-    checkpoint.raise_together(problem)
+    mesh.raise_together(problem)
     dist.broadcast_object_list(attempt, src=0)
     handlers: list[logging.Handler] = [logging.FileHandler(run.log_file(attempt[0], dist.get_rank()))]
     if mesh.is_logging_rank():
