@@ -43,11 +43,12 @@ _BRACKET_SPACE = re.compile(r"([(\[]) ")
 
 _SENTENCE_WORD = re.compile(r"[A-Z][\w'’\-]+")
 
-_COPYRIGHT_TAIL = re.compile(
-    r"\s*(?:\(?(?:©|\(c\)|copyright\b(?:\s*(?:©|\(c\)))?)\s*(?:the\s|[12]\d{3}|elsevier|wiley|springer)[^.]{0,160}\.?"
-    r"(?:\s*(?:published by|all rights reserved)[^.]{0,80}\.?)*)\s*$",
+_NOTICE = re.compile(
+    r"(?<=[.!?)\]])\s*(?:\(PsycINFO Database Record|This article is protected by copyright|All rights reserved|"
+    r"(?:©|\(c\)|Copyright(?:\s*(?:©|\(c\)))?)\s*(?:the\s|[12]\d{3}\b|elsevier|wiley|springer))",
     re.IGNORECASE,
 )
+_NOTICE_CHARACTERS = 320  # longest tail that is taken for a notice
 _TRUNCATED_MARK = re.compile(r"\s*\(ABSTRACT TRUNCATED AT \d+ WORDS\)\.?", re.IGNORECASE)
 
 
@@ -120,10 +121,11 @@ def strip_notices(paragraph: str) -> str:
     """Cut what indexers and publishers append to an abstract: copyright lines and `(ABSTRACT TRUNCATED ...)`."""
     if "TRUNCATED" in paragraph:
         paragraph = _TRUNCATED_MARK.sub("", paragraph)
-    tail = paragraph[-320:].lower()
-    if "copyright" in tail or "©" in tail or "(c)" in tail:
-        paragraph = _COPYRIGHT_TAIL.sub("", paragraph)
-    return paragraph
+    tail = paragraph[-_NOTICE_CHARACTERS:].lower()
+    if "copyright" not in tail and "©" not in tail and "(c)" not in tail and "rights reserved" not in tail:
+        return paragraph
+    notice = _NOTICE.search(paragraph, max(0, len(paragraph) - _NOTICE_CHARACTERS))
+    return paragraph[: notice.start()] if notice else paragraph
 
 
 def paragraphs_of(text: str) -> tuple[str, ...]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
 from job.errors import InputError
 
 _BLOCK_BYTES = 1 << 20
+_COMPRESSED_BYTES = 1 << 17
 
 
 class DamagedFile(InputError):
@@ -20,7 +20,7 @@ class DamagedFile(InputError):
 
 
 def read_blocks(path: Path, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:
-    """The decompressed content of a plain, `.gz` or `.zst` file in blocks of about `block_bytes`.
+    """The decompressed content of a plain, `.gz` or `.zst` file in blocks (of `block_bytes` where it is plain).
 
     Raises `DamagedFile`, with the offset that could still be read, where the compressed stream is cut short or does
     not decode; `InputError` where the file cannot be opened.
@@ -32,7 +32,7 @@ def read_blocks(path: Path, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:
             for block in blocks:
                 offset += len(block)
                 yield block
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+    except (EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DamagedFile(
             f"{path} is damaged: its compressed data breaks off after {offset:,} decompressed bytes ({error}); "
             "download it again"
@@ -62,25 +62,25 @@ def read_whole(path: Path) -> bytes:
 
 def _decompress(raw: IO[bytes], suffix: str, block_bytes: int) -> Iterator[bytes]:
     if suffix == ".gz":
-        with gzip.GzipFile(fileobj=raw) as handle:
-            while block := handle.read(block_bytes):
-                yield block
+        # Not gzip.GzipFile: where the data breaks off, that throws away what it has already decompressed.
+        yield from _decompress_frames(raw, lambda: zlib.decompressobj(wbits=31), padding=b"\0")
     elif suffix == ".zst":
-        yield from _decompress_zstandard(raw, block_bytes)
+        # Not zstandard's stream reader: it takes a file cut inside a frame for a complete one.
+        yield from _decompress_frames(raw, lambda: zstandard.ZstdDecompressor().decompressobj(), padding=b"")
     else:
         while block := raw.read(block_bytes):
             yield block
 
 
-def _decompress_zstandard(raw: IO[bytes], block_bytes: int) -> Iterator[bytes]:
-    """Frame by frame: the library's own stream reader takes a file cut inside a frame for a complete one."""
-    data = raw.read(block_bytes)
+def _decompress_frames(raw: IO[bytes], start_frame: Callable[[], Any], padding: bytes) -> Iterator[bytes]:
+    """The content of all frames (gzip: members) of a file; `padding` may follow each. Checksums are verified."""
+    data = raw.read(_COMPRESSED_BYTES)
     while data:
-        frame = zstandard.ZstdDecompressor().decompressobj()
+        frame = start_frame()
         while not frame.eof:
             if not data:
-                raise EOFError("the last frame is incomplete")
+                raise EOFError("its end is missing")
             if block := frame.decompress(data):
                 yield block
-            data = frame.unused_data if frame.eof else raw.read(block_bytes)
-        data = data or raw.read(block_bytes)
+            data = frame.unused_data if frame.eof else raw.read(_COMPRESSED_BYTES)
+        data = (data or raw.read(_COMPRESSED_BYTES)).lstrip(padding) if padding else data or raw.read(_COMPRESSED_BYTES)
