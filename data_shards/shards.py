@@ -140,6 +140,11 @@ def tar_member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
+def source_of(shard: str) -> str:
+    """The source that a shard's name carries: `pubmed-000003.tar` -> `pubmed`."""
+    return shard.rpartition("-")[0]
+
+
 class ShardWriter:
     """Writes one shard, document by document; the tar and its index appear under their names only when whole.
 
@@ -352,6 +357,7 @@ class ShardSet:
     Args:
         directory: the build's output.
         split: "train" or "validation".
+        source: only the shards of this source of the build; None for all.
 
     Attributes:
         tokens: number of ids in the split.
@@ -360,13 +366,13 @@ class ShardSet:
     Raises `InputError` where the directory is no finished build or a shard does not match the manifest.
     """
 
-    def __init__(self, directory: Path, split: str = "train") -> None:
+    def __init__(self, directory: Path, split: str = "train", source: str | None = None) -> None:
         self.directory, self.split = Path(directory), split
         self.manifest = ShardManifest.read(self.directory)
         if split not in self.manifest.splits:
             raise InputError(f"{directory} has no split '{split}'; it has {', '.join(self.manifest.splits)}")
         self.dtype = np.dtype(self.manifest.dtype)
-        self.infos = self.manifest.splits[split]
+        self.infos = [info for info in self.manifest.splits[split] if source is None or source_of(info.name) == source]
         self.shards = [Shard(self.directory / split / info.name, info, self.dtype) for info in self.infos]
         self.starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self.shards], dtype=np.int64)])
         self.tokens = sum(info.tokens for info in self.infos)

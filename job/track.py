@@ -58,7 +58,7 @@ class Tracker:
         """Finish the W&B run and close the file."""
         self._rows.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def _start_wandb(run: RunDirectory, config: dict[str, Any], project: str, name: str, mode: Mode) -> Any:
