@@ -72,7 +72,7 @@ def parse(config_class: type[ConfigClass], arguments: Sequence[str], prog: str, 
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # jsonargparse prints its usage besides raising
             namespace = parser.parse_args(words)
-        built = parser.instantiate_classes(namespace)
+        built = parser.instantiate(namespace)
         config = config_class(**{name: built[name] for name in config_class.__dataclass_fields__})  # type: ignore[attr-defined]
     except ArgumentError as error:
         raise InputError(_explain(error, parser, source)) from None

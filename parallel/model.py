@@ -46,14 +46,15 @@ def transformer_config(
 ) -> TransformerConfig:
     """megatron-core's config for `shape` cut by `layout`.
 
-    `recompute` is "none" (keep all activations), "selective" (recompute norms and the MLP's activation) or "full"
+    `recompute` is "none" (keep all activations), "selective" (recompute each MLP, whose
+    activations are the widest) or "full"
     (keep layer inputs only). Fusions are megatron-core's own that need neither TransformerEngine nor Apex, and only in
     bf16: they round gradients to bf16.
     """
     low_precision = dtype is torch.bfloat16
     recomputations: dict[str, dict[str, Any]] = {
         "none": {},
-        "selective": {"recompute_granularity": "selective", "recompute_modules": ["layernorm", "mlp"]},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     }
     stages = layout.stages(shape.layers)

@@ -1,0 +1,178 @@
+"""The main promise on real input: one loss curve at every layout, equal to plain transformers, back out as a HF model."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from data_shards.mixture import Source, TrainingOrder
+from data_shards.order import ValidationWindows
+from data_shards.shards import ShardSet
+from parallel import convert
+from parallel.layout import Layout
+from pretrain.config import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    ScheduleConfig,
+    SourceConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from pretrain.train import train
+from tests.ranks.fork import run_ranks
+
+SEQUENCE, BATCH, STEPS, RATE = 128, 8, 5, 1e-3
+LAYOUTS = {
+    "one": (1, Layout(), 1),
+    "data2": (2, Layout(), 2),
+    "tensor2": (2, Layout(tensor=2), 1),
+    "tensor2-no-sequence-parallel": (2, Layout(tensor=2, sequence_parallel=False), 4),
+    "pipeline2": (2, Layout(pipeline=2), 2),
+    "context2": (2, Layout(context=2), 2),
+    "tensor2-pipeline2": (4, Layout(tensor=2, pipeline=2), 2),
+}
+
+
+def make_config(directory, inputs, layout=None, micro_batch=2, steps=STEPS, precision="fp32", **changes):
+    return PretrainConfig(
+        directory=str(directory),
+        model=ModelConfig(changes.pop("base", inputs.base)),
+        data=DataConfig([SourceConfig(inputs.shards, "articles")], SEQUENCE, seed=7),
+        parallel=layout or Layout(),
+        train=TrainConfig(
+            steps=steps,
+            global_batch=BATCH,
+            micro_batch=micro_batch,
+            precision=precision,
+            validate_samples=20,
+            validate_at_start=True,
+        ),
+        optimizer=OptimizerConfig(lr=RATE),
+        schedule=ScheduleConfig("constant", warmup=2),
+        tracking=TrackingConfig(mode="disabled"),
+        **changes,
+    )
+
+
+def quietly(config):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return train(config)
+
+
+def losses(rows):
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def validation(rows):
+    """Validation losses at the start and at the end, by source."""
+    found = [{key: value for key, value in row.items() if key.startswith("val/loss/")} for row in rows]
+    found = [values for values in found if values]
+    return found[0], found[-1]
+
+
+def reference(model, inputs):
+    """The plain loop: transformers, torch's AdamW, the same windows; its losses and gradient norms."""
+    order = TrainingOrder([Source("articles", Path(inputs.shards))], SEQUENCE, 7)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-8)
+    curve = []
+    for step in range(STEPS):
+        windows = np.stack([order.sample(number).tokens for number in range(step * BATCH, (step + 1) * BATCH)])
+        loss = mean_loss(model, torch.from_numpy(windows), torch.ones(BATCH, SEQUENCE))
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in adamw.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 2)
+        adamw.step()
+        curve.append(loss.item())
+    return curve
+
+
+def mean_loss(model, windows, mask):
+    logits = model(windows[:, :-1]).logits.float()
+    each = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
+    return (each * mask.flatten()).sum() / mask.sum()
+
+
+@pytest.fixture(scope="module")
+def plain(inputs):
+    return reference(AutoModelForCausalLM.from_pretrained(inputs.hugging_face, dtype=torch.float32), inputs)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_curve_equals_plain_transformers(name, inputs, plain, tmp_path, read_metrics):
+    world, layout, micro_batch = LAYOUTS[name]
+    run_ranks(world, quietly, make_config(tmp_path / "run", inputs, layout, micro_batch))
+    rows = read_metrics(tmp_path / "run")
+    assert losses(rows) == pytest.approx(plain, abs=1e-4)
+    start, end = validation(rows)
+    assert set(start) == {"val/loss/pubmed", "val/loss/pmc"}
+    assert all(end[source] < start[source] for source in start)
+
+    convert.export_main([str(tmp_path / "run"), str(tmp_path / "hf")])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    for source in ("pubmed", "pmc"):
+        windows = ValidationWindows(ShardSet(Path(inputs.shards), "validation", source), SEQUENCE)
+        pairs = [windows[index] for index in range(min(20, len(windows)))]
+        tokens = torch.from_numpy(np.stack([pair[0] for pair in pairs]))
+        mask = torch.from_numpy(np.stack([pair[1] for pair in pairs])).float()
+        with torch.no_grad():
+            assert mean_loss(model, tokens, mask).item() == pytest.approx(end[f"val/loss/{source}"], abs=1e-4)
+
+
+def test_interleaved_stages_on_eight_layers(inputs, tmp_path, read_metrics):
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "hf")
+    convert.import_main([str(tmp_path / "hf"), str(tmp_path / "base")])
+    layout = Layout(tensor=2, pipeline=2, virtual_pipeline=2)
+    run_ranks(4, quietly, make_config(tmp_path / "run", inputs, layout, 2, base=str(tmp_path / "base")))
+    assert losses(read_metrics(tmp_path / "run")) == pytest.approx(reference(model, inputs), abs=1e-4)
+
+
+def test_bf16_follows_fp32_at_every_layout(inputs, plain, tmp_path, read_metrics):
+    curves = []
+    for name, world, layout in (("one", 1, Layout()), ("tensor2", 2, Layout(tensor=2)), ("data2", 2, Layout())):
+        run_ranks(world, quietly, make_config(tmp_path / name, inputs, layout, precision="bf16"))
+        curves.append(losses(read_metrics(tmp_path / name)))
+    for curve in curves:
+        assert curve == pytest.approx(plain, abs=0.05)
+        assert curve == pytest.approx(curves[0], abs=0.02)
+        assert curve != plain  # it did compute in bf16
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputation_changes_nothing(recompute, inputs, plain, tmp_path, read_metrics):
+    config = make_config(tmp_path / "run", inputs, Layout(tensor=2))
+    config.train.recompute = recompute
+    run_ranks(2, quietly, config)
+    assert losses(read_metrics(tmp_path / "run")) == pytest.approx(plain, abs=1e-4)
+
+
+def test_retention_keeps_what_it_says(inputs, tmp_path):
+    keep = CheckpointConfig(every_steps=1, keep=1, keep_every_steps=2)
+    run_ranks(1, quietly, make_config(tmp_path / "run", inputs, checkpoint=keep))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004", "step-00000005"]
+    assert (tmp_path / "run" / "latest").read_text() == "step-00000005\n"
