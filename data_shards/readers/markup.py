@@ -51,7 +51,7 @@ def superscript(text: str) -> str:
     """`^` before a raised number or signed number, nothing before other raised text (a name, a mark)."""
     stripped = text.strip()
     if stripped[:1].isdigit() or (len(stripped) > 1 and stripped[0] in "-−–+" and stripped[1].isdigit()):
-        return "^" + stripped
+        return "^" + text.lstrip()
     return text
 
 

@@ -30,7 +30,7 @@ _MAXIMUM_MEMBER_BYTES = 256 << 20  # the largest real articles are about 20 MB
 
 _DROPPED = frozenset(
     # floats and media
-    "fig fig-group table-wrap table-wrap-group table array supplementary-material media graphic inline-graphic "  # noqa: SIM905
+    "fig fig-group table-wrap table-wrap-group table array supplementary-material media graphic "  # noqa: SIM905
     "inline-supplementary-material chem-struct-wrap floats-group code preformat "
     # references, notes, authors and other apparatus
     "ref-list ref fn fn-group object-id label permissions sec-meta related-object related-article aff author-notes "
@@ -246,8 +246,8 @@ def _inline(element: etree._Element, pieces: list[str]) -> None:
         formula = next(element.iter(MATHML + "math"), None)
         if formula is not None:
             pieces.append(f" {linear_formula(formula).strip()} ")
-    elif tag == "email":
-        pieces.append(CITATION)  # takes its brackets along
+    elif tag in ("email", "inline-graphic") or (tag == "ext-link" and not "".join(element.itertext()).strip()):
+        pieces.append(CITATION)  # an address, a formula as a picture: takes its empty brackets along
     elif tag in _DROPPED:
         return
     elif tag == "xref":
