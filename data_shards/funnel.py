@@ -98,7 +98,7 @@ def plot(funnels: list[dict[str, Any]], path: Path) -> None:
         axes.annotate(f" {sum(counts):,}", (left[row], row), va="center", fontsize=8)
     axes.margins(x=0.15)
     axes.set_xlabel("articles")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside right upper")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
