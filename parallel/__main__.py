@@ -8,8 +8,13 @@ import sys
 from job.errors import InputError, run_command
 
 VERBS = {
-    "import": ("import_main", "Hugging Face model directory -> distributed checkpoint that training starts from"),
-    "export": ("export_main", "checkpoint or run directory -> Hugging Face model directory"),
+    "create": ("parallel.create", "create_main", "random weights for a model config, as a Hugging Face directory"),
+    "import": (
+        "parallel.convert",
+        "import_main",
+        "Hugging Face model directory -> checkpoint that training starts from",
+    ),
+    "export": ("parallel.convert", "export_main", "checkpoint or run directory -> Hugging Face model directory"),
 }
 
 
@@ -17,12 +22,13 @@ def main() -> int | None:
     """Dispatch to the verb."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
-        lines = [f"  {verb:<8} {help_line}" for verb, (_, help_line) in VERBS.items()]
+        lines = [f"  {verb:<8} {help_line}" for verb, (_, _, help_line) in VERBS.items()]
         print("usage: python -m parallel VERB ...   (VERB --help explains one)\n\n" + "\n".join(lines))
         return 0
     if words[0] not in VERBS:
         raise InputError(f"unknown verb '{words[0]}'; the verbs are {', '.join(VERBS)}")
-    return getattr(importlib.import_module("parallel.convert"), VERBS[words[0]][0])(words[1:])
+    module, function, _ = VERBS[words[0]]
+    return getattr(importlib.import_module(module), function)(words[1:])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch.futures import Future
 
 from job.errors import InputError
 from job.files import HashingWriter
+from parallel.prefetch import prefetched
 from parallel.safetensors_stream import SafetensorsReader
 from parallel.shape import ModelShape
 from parallel.weights import Weight, megatron_shape, merge, part_shapes, weights
@@ -76,7 +77,7 @@ def write_weights(
     """Write all weights into `directory` in torch's distributed checkpoint format, cut for `tensor_parallel` ranks.
 
     `advance` is told the bytes of each piece written. Returns size and SHA-256 of the data files by name. Needs no
-    process group; memory holds one tensor of the checkpoint at a time.
+    process group; memory holds two tensors of the checkpoint at a time.
     """
     writer = _StreamingWriter(directory, advance)
     planner = _StreamingPlanner(reader, tensor_parallel)
@@ -157,14 +158,13 @@ class _StreamingWriter(checkpoint.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the items in order; a result says in which file, where and how long each is."""
         results: list[WriteResult] = []
-        items = list(reversed(plan.items))
-        while items:
-            name = f"__0_{len(self.files)}.distcp"
+        for number, items in enumerate(_file_groups(plan.items)):
+            name = f"__0_{number}.distcp"
             with open(Path(self.path) / name, "wb") as handle:
                 stream: Any = HashingWriter(handle)
-                while items and stream.tell() < _FILE_BYTES:
-                    item, offset = items.pop(), stream.tell()
-                    torch.save(planner.resolve_data(item), stream)
+                for item, tensor in prefetched(planner.resolve_data, items):
+                    offset = stream.tell()
+                    torch.save(tensor, stream)
                     length = stream.tell() - offset
                     results.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
                     self._advance(length)
@@ -174,6 +174,21 @@ class _StreamingWriter(checkpoint.FileSystemWriter):
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
+
+
+def _file_groups(items: list[WriteItem]) -> Iterator[list[WriteItem]]:
+    """Items in order, those of one file together."""
+    group: list[WriteItem] = []
+    size = 0
+    for item in items:
+        assert item.tensor_data is not None
+        group.append(item)
+        size += item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
+        if size >= _FILE_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _some(names: list[str]) -> str:

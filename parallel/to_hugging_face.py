@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from job.errors import InputError
 from job.files import write_json
 from parallel.checkpoint_files import verify_file
+from parallel.prefetch import prefetched
 from parallel.safe_reader import SafeMetadataReader
 from parallel.safetensors_stream import INDEX_FILE, SINGLE_FILE, SafetensorsWriter, TensorInfo
 from parallel.shape import ModelShape
@@ -80,9 +81,7 @@ class CheckpointWeights:
         for name in self._places[key]:
             self._prove(name)
         whole = torch.empty(megatron_shape(planned.weight, self._shape), dtype=planned.stored)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            checkpoint.load({key: whole}, storage_reader=self._reader, no_dist=True)
+        checkpoint.load({key: whole}, storage_reader=self._reader, no_dist=True)
         parts = split(planned.weight, whole, self._shape)
         return [part.to(info.dtype) for part, info in zip(parts, planned.parts, strict=True)]
 
@@ -110,9 +109,10 @@ def write_safetensors(
     files: dict[str, dict[str, Any]] = {}
     for name, shard in zip(names, shards, strict=True):
         writer = SafetensorsWriter(directory / name, [part for entry in shard for part in entry.parts])
-        with writer:
-            for entry in shard:
-                for info, tensor in zip(entry.parts, source.load(entry), strict=True):
+        with writer, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            for entry, tensors in prefetched(source.load, shard):
+                for info, tensor in zip(entry.parts, tensors, strict=True):
                     writer.write(info.name, tensor)
                     advance(info.bytes)
         files[name] = writer.checksum

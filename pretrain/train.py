@@ -19,6 +19,7 @@ import torch.distributed as dist
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
 from data_shards.mixture import TrainingOrder
 from data_shards.order import ValidationWindows, first_difference
+from data_shards.validation import validation_sources
 from job import config as configs
 from job import manifest
 from job.directory import RunDirectory, RunLock
@@ -33,7 +34,7 @@ from pretrain.data import open_order, training_batches
 from pretrain.report import console_line, plot_loss
 from pretrain.schedule import learning_rate
 from pretrain.step import run_schedule
-from pretrain.validate import open_validation, validate
+from pretrain.validate import validate
 
 from megatron.core.distributed import finalize_model_grads
 
@@ -70,7 +71,9 @@ class Trainer:
             config.train.global_batch, config.train.micro_batch, dist.get_world_size()
         )
         self.order: TrainingOrder = open_order(config.data, self.shape)
-        self.validation: dict[str, ValidationWindows] = open_validation(self.order)
+        self.validation: dict[str, ValidationWindows] = validation_sources(
+            {source.name: source.directory for source in self.order.sources}, config.data.sequence_length
+        )
         self.steps = config.steps(sum(self.order.tokens().values()))
 
     def _build(self) -> checkpoint.Model:

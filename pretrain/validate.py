@@ -10,32 +10,12 @@ import numpy as np
 import torch
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from data_shards.mixture import TrainingOrder
 from data_shards.order import ValidationWindows
-from data_shards.shards import ShardSet, source_of
 from parallel.layout import Layout
 from pretrain.data import Batch, to_batch
 from pretrain.step import run_schedule
 
 from megatron.core import parallel_state
-
-
-def open_validation(order: TrainingOrder) -> dict[str, ValidationWindows]:
-    """The validation windows of every source of every corpus that has some, by the name that metrics use.
-
-    That name is the source's in its build; where two corpora have sources of one name, the corpus comes before it.
-    """
-    found = []
-    for corpus in order.sources:
-        shards = ShardSet(corpus.directory, "validation")
-        for source in sorted({source_of(info.name) for info in shards.infos if info.tokens > 1}):
-            found.append((corpus, source))
-    names = [source for _, source in found]
-    windows = {}
-    for corpus, source in found:
-        name = source if names.count(source) == 1 else f"{corpus.name}-{source}"
-        windows[name] = ValidationWindows(ShardSet(corpus.directory, "validation", source), order.sequence_length)
-    return windows
 
 
 def validate(

@@ -1,7 +1,5 @@
-"""The main promise on real input: one loss curve at every layout, equal to plain transformers, back out as a HF model."""
+"""The main promise on real input: one loss curve at every layout, equal to transformers', back out as a HF model."""
 
-import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +13,10 @@ from data_shards.order import ValidationWindows
 from data_shards.shards import ShardSet
 from parallel import convert
 from parallel.layout import Layout
-from pretrain.config import (
-    CheckpointConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PretrainConfig,
-    ScheduleConfig,
-    SourceConfig,
-    TrackingConfig,
-    TrainConfig,
-)
-from pretrain.train import train
+from pretrain.config import CheckpointConfig
 from tests.ranks.fork import run_ranks
+from tests.training import BATCH, RATE, SEQUENCE, STEPS, losses, make_config, quietly
 
-SEQUENCE, BATCH, STEPS, RATE = 128, 8, 5, 1e-3
 LAYOUTS = {
     "one": (1, Layout(), 1),
     "data2": (2, Layout(), 2),
@@ -39,36 +26,6 @@ LAYOUTS = {
     "context2": (2, Layout(context=2), 2),
     "tensor2-pipeline2": (4, Layout(tensor=2, pipeline=2), 2),
 }
-
-
-def make_config(directory, inputs, layout=None, micro_batch=2, steps=STEPS, precision="fp32", **changes):
-    return PretrainConfig(
-        directory=str(directory),
-        model=ModelConfig(changes.pop("base", inputs.base)),
-        data=DataConfig([SourceConfig(inputs.shards, "articles")], SEQUENCE, seed=7),
-        parallel=layout or Layout(),
-        train=TrainConfig(
-            steps=steps,
-            global_batch=BATCH,
-            micro_batch=micro_batch,
-            precision=precision,
-            validate_samples=20,
-            validate_at_start=True,
-        ),
-        optimizer=OptimizerConfig(lr=RATE),
-        schedule=ScheduleConfig("constant", warmup=2),
-        tracking=TrackingConfig(mode="disabled"),
-        **changes,
-    )
-
-
-def quietly(config):
-    with contextlib.redirect_stdout(io.StringIO()):
-        return train(config)
-
-
-def losses(rows):
-    return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
 def validation(rows):
