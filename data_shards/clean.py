@@ -39,8 +39,11 @@ _EMPTY_BRACKETS = re.compile(r"\(\s*[,;–\-\s]*\)|\[\s*[,;–\-\s]*\]")
 _COMMAS = re.compile(r",\s*,+|;\s*,|,\s*;")
 _COMMA_STOP = re.compile(r"[,;] ?\.(?=\s|$)")
 _SPACE_STOP = re.compile(r" ([,;)\]]|[.:](?=\s|$))")
+_SPACE_STOP_GLUED = re.compile(r" \.(?=[A-Z][a-z])")
 _BRACKET_SPACE = re.compile(r"([(\[]) ")
 
+_BRACKETS = re.compile(r"[()\[\]]")
+_BRACKET_REACH = 400  # characters; a bracket opened before that was never meant to be closed
 _SENTENCE_WORD = re.compile(r"[A-Z][\w'’\-]+")
 
 _NOTICE = re.compile(
@@ -72,6 +75,7 @@ def tidy(text: str) -> str:
         text = _CITATIONS.sub("", text)
         text = _EMPTY_BRACKETS.sub("", text)
         text = _COMMAS.sub(",", text)
+        text = _SPACE_STOP_GLUED.sub(". ", text)
     text = normalise(text)
     text = _BRACKET_SPACE.sub(r"\1", _SPACE_STOP.sub(r"\1", text))
     return _COMMA_STOP.sub(".", text).replace("et al..", "et al.")
@@ -80,14 +84,20 @@ def tidy(text: str) -> str:
 def is_narrative(mark: str, before: str) -> bool:
     """Whether a citation mark is part of the sentence ("by Agulnik et al. (1998), who ..."), so that it must stay.
 
-    `before` is the text up to the mark (its last few hundred characters are enough): a name inside open brackets is
-    a mere reference, a name outside them is a word of the sentence.
+    `before` is the text up to the mark: a name inside open brackets is a mere reference, a name outside them is a word
+    of the sentence.
     """
-    if not _SENTENCE_WORD.match(mark.strip()):
+    if not _SENTENCE_WORD.match(mark.strip()) or before.rstrip()[-1:] in (";", CITATION):
         return False
-    before = before[-600:]
-    opened = before.count("(") + before.count("[") > before.count(")") + before.count("]")
-    return not opened and before.rstrip()[-1:] not in ("(", "[", ";", CITATION)
+    closed = 0
+    for bracket in reversed(_BRACKETS.findall(before[-_BRACKET_REACH:])):
+        if bracket in ")]":
+            closed += 1
+        elif closed == 0:
+            return False
+        else:
+            closed -= 1
+    return True
 
 
 def cut_spans(text: str, spans: Iterable[tuple[int, int]]) -> str:
@@ -102,7 +112,7 @@ def cut_spans(text: str, spans: Iterable[tuple[int, int]]) -> str:
             continue
         mark = text[start:end]
         pieces.append(text[position:start])
-        if is_narrative(mark, text[max(0, start - 600) : start]):
+        if is_narrative(mark, text[max(0, start - _BRACKET_REACH) : start]):
             pieces.append(mark)
         else:
             pieces.append(_balance(mark))

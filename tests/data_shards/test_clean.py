@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from data_shards.clean import CITATION, cut_spans, is_dropped_heading, normalise, paragraphs_of, tidy
+from data_shards.clean import CITATION, cut_spans, is_dropped_heading, is_narrative, normalise, paragraphs_of, tidy
 from data_shards.readers import jsonl, pmc
 
 
@@ -53,6 +53,14 @@ def test_spans():
     text = "Kuntz et al. [7] found X (Smith, 2001; Nair, 2002) and Y."
     spans = [(0, 12), (13, 16), (25, 38), (39, 50), (40, 45), (55, 900), (5, 5), (-3, -1)]
     assert cut_spans(text, spans) == "Kuntz et al. found X and Y."
+
+
+def test_names_within_the_sentence():
+    for before in ("as shown by ", "1) first, 2) then ", "in (a) and (b), ", "of Zn(II) by "):
+        assert is_narrative("Menezes et al.", before)
+    for before in ("as shown (", "as shown [see ", "in Zn(II) (as ", "(Marques, 2010; ", "(in a) way, by "[:4]):
+        assert not is_narrative("Menezes et al.", before)
+    assert not is_narrative("12", "as shown by ")
 
 
 def test_citation_cleaning_is_linear():
