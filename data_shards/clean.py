@@ -18,6 +18,7 @@ _INVISIBLE = re.compile(
     "["
     "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls that are not white space
     "\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff"  # soft hyphen, zero-width, direction, byte order marks
+    "\ud800-\udfff"  # lone surrogates, which JSON can spell and UTF-8 cannot
     "\ue000-\uf8ff"  # private use: a publisher's own font, meaningless without it
     "]"
 )

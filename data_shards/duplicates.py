@@ -1,8 +1,8 @@
 """One copy of each article: PubMed's updates applied, retractions followed across sources, the best source kept.
 
 Every record read, kept or not, leaves one fixed-size row of keys (identifiers and hashes; 57 bytes). `resolve` sees
-only these rows, so memory is bounded by their number. The outcome depends on their order (sources as configured, files
-by name) and on nothing else.
+only these rows and takes about 190 bytes for each (measured; 8 GB for all of PubMed and PMC). The outcome depends on
+their order (sources as configured, files by name) and on nothing else.
 
 Identifiers and texts are compared by 64-bit hashes: among 50 million articles the chance that any two different ones
 collide is below one in ten thousand.
@@ -54,7 +54,7 @@ _WORDS = re.compile(r"\w+")
 
 def hash64(text: str) -> int:
     """A stable 64-bit hash that is never 0 (0 means: no such key)."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
 def text_hash(text: str) -> int:

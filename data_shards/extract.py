@@ -141,7 +141,7 @@ class _FrameWriter:
         if not self._buffer:
             self.frames.append([self.count, self._handle.tell()])
         line = json.dumps([record, text], ensure_ascii=False, separators=(",", ":"))
-        self._buffer += line.encode("utf-8", "replace") + b"\n"  # JSON may spell lone surrogates; UTF-8 cannot
+        self._buffer += line.encode() + b"\n"
         self.count += 1
         if len(self._buffer) >= _FRAME_BYTES:
             self._flush()

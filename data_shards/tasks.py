@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -73,7 +74,7 @@ def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Done]]
         return
     # Spawned, not forked: tokenizers and lxml keep threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         waiting = iter(range(len(tasks)))
         running: dict[Future[Done], int] = {}
@@ -138,8 +139,9 @@ def _outputs_present(task: Task, recorded: list[dict[str, Any]]) -> bool:
     return all(path.is_file() and path.stat().st_size == sizes.get(path.name) for path in task.outputs)
 
 
-def _end_with_parent() -> None:
-    """Make this worker end when its parent is gone, even by SIGKILL: no process outlives a build."""
+def _start_worker() -> None:
+    """End quietly on Ctrl-C (the parent has the word), and with the parent, even by SIGKILL: no process outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from data_shards.clean import normalise
+
 _DOI = re.compile(r"10\.\d{4,9}/\S+")
 _YEAR = re.compile(r"(?<!\d)(1[5-9]\d\d|20\d\d)(?!\d)")
 
@@ -24,7 +26,7 @@ def clean_pmcid(value: Any) -> str | None:
 def clean_doi(value: Any) -> str | None:
     """A DOI in lower case (DOIs are case-insensitive), without resolver address or trailing punctuation."""
     found = _DOI.search(str(value or "").strip().lower())
-    return found[0].rstrip(".,;") if found else None
+    return normalise(found[0]).rstrip(".,;") if found else None
 
 
 def clean_year(value: Any) -> int | None:

@@ -46,7 +46,7 @@ def _article(record: dict[str, Any], source_file: str, position: str) -> Article
         pmid=clean_pmid(record.get("pmid")),
         pmcid=clean_pmcid(record.get("pmcid") or record.get("pmc")),
         doi=clean_doi(record.get("doi")),
-        native_id=str(identifier) if identifier not in (None, "") else None,
+        native_id=normalise(str(identifier)) if identifier is not None else None,
         year=clean_year(record.get("year")),
         licence=classify_licence(str(record.get("licence") or record.get("license") or "")),
         language=record.get("language") or None,

@@ -62,12 +62,14 @@ def read(path: Path, on_reject: RejectHandler) -> Iterator[Article]:
     off (after its last whole member), `InputError` where it cannot be opened.
     """
     for position, data in _documents(path, on_reject):
+        # Loose files often have the same name in every article's folder.
+        name = f"{path.parent.name}/{path.name}" if position == "file" else path.name
         try:
-            article = parse(data, path.name, position)
+            article = parse(data, name, position)
         except etree.XMLSyntaxError as error:
-            on_reject(Reject(path.name, position, "malformed_xml", str(error)))
+            on_reject(Reject(name, position, "malformed_xml", str(error)))
         except ValueError as error:
-            on_reject(Reject(path.name, position, "not_an_article", str(error)))
+            on_reject(Reject(name, position, "not_an_article", str(error)))
         else:
             yield article
 

@@ -119,7 +119,7 @@ def _pdf_parse(record: dict[str, Any], source_file: str, position: str) -> Artic
         pmid=clean_pmid(header.get("pubmed_id")),
         pmcid=clean_pmcid(header.get("pmc_id") or (record["paper_id"] if _is_pmcid(record["paper_id"]) else None)),
         doi=clean_doi(header.get("doi")),
-        native_id=str(record["paper_id"]),
+        native_id=normalise(str(record["paper_id"])),
         year=clean_year(header.get("year") or record.get("year")),
     )
 

@@ -359,6 +359,25 @@ def test_command_line(real_data, tmp_path):
     assert command("stats", str(tmp_path)).returncode == 2
 
 
+def test_ctrl_c_is_one_word(real_data, inputs, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(settings(real_data, inputs, tmp_path / "shards")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_shards", "build", str(path), "--workers", "2"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while "reading" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors.split("\n")[-2] == "interrupted" and "Traceback" not in errors
+
+
 def test_stats(built, capsys):
     output, funnels = built
     assert stats.main([str(output)]) == 0

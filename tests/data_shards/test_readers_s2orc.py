@@ -160,13 +160,13 @@ def test_flipped_byte_in_gzip_is_noticed(real_data, tmp_path):
 def test_json_fields(tmp_path):
     path = tmp_path / "articles.jsonl"
     records = [
-        {"id": 7, "title": "T", "text": "One.\n\nTwo\u200b.\u0000", "license": "CC-BY-NC"},
+        {"id": "7\ud800", "title": "T\udfff", "text": "One.\n\nTwo\u200b.\u0000", "license": "CC-BY-NC"},
         {"pmc": "123", "abstract": "A", "sections": [{"heading": "Methods", "paragraphs": ["x", "y\n\nz"]}]},
         {"title": 3},
         {"body": "?"},
         {"title": "T", "sections": ["x"]},
     ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records) + "\n")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + "\n")  # lone surrogates as \\ud800
     rejects = []
     first, second = jsonl.read(path, rejects.append)
     assert first.text() == "T\n\nOne.\n\nTwo." and first.id == "jsonl:7" and first.licence == "by-nc"
