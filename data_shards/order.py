@@ -85,6 +85,7 @@ class TokenStream:
         self._lengths = shards.lengths()
         self._begins = self._document_begins()
         self._shard_starts = shards.starts.tolist()
+        self._vocab_size = shards.manifest.tokenizer.vocab_size
         self._mean_length = self.tokens / len(self._lengths)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
@@ -111,7 +112,11 @@ class TokenStream:
         self.__init__(**state)  # type: ignore[misc]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The tokens at positions start to stop of the stream: int64 [stop - start]; position 0 opens epoch 0."""
+        """The tokens at positions start to stop of the stream: int64 [stop - start]; position 0 opens epoch 0.
+
+        Raises `InputError` where an id is no id of the vocabulary: a model split over its vocabulary would take it
+        for zero without a word.
+        """
         out = np.empty(stop - start, np.int64)
         filled = 0
         while filled < len(out):
@@ -119,6 +124,12 @@ class TokenStream:
             count = min(len(out) - filled, self.tokens - position)
             self._copy(self._epoch(epoch), position, out[filled : filled + count])
             filled += count
+        if out.max(initial=0) >= self._vocab_size:
+            raise InputError(
+                f"a shard of {self.shards.directory / self.shards.split} is damaged: id {out.max()} among tokens "
+                f"{start} to {stop} of the order, but the vocabulary has {self._vocab_size}; run "
+                f"`python -m data_shards verify {self.shards.directory}`"
+            )
         return out
 
     def documents(self, start: int, stop: int) -> list[tuple[int, int]]:

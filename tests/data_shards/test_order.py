@@ -189,6 +189,16 @@ def test_user_mistakes_are_one_sentence(tmp_path):
         order.TrainingWindows(ShardSet(build), 8, -1)
 
 
+def test_an_id_beyond_the_vocabulary_stops_training_with_a_sentence(tmp_path):
+    documents = [np.array([1, 5, 6, 2], np.uint16)] * 9
+    build = write_build(tmp_path, {"train": documents, "validation": []})
+    with open(build / "train" / "shard-00000.tar", "r+b") as shard:
+        shard.seek(512 + 128 + 2 * 5)
+        shard.write(b"\xff\xff")  # same size: only reading shows it
+    with pytest.raises(InputError, match=r"id 65535 among tokens .* data_shards verify"):
+        order.TrainingWindows(ShardSet(build), 36, 0)[0]
+
+
 def test_reading_needs_no_tar_library_and_no_torch(tmp_path):
     """Workers start fast, and nothing decodes tar while training reads."""
     write_build(tmp_path, {"train": [np.array([1, 4, 2], np.uint16)] * 9, "validation": []})
