@@ -27,8 +27,8 @@ _LINKING_WORDS = (
     r"(?:e\.g\.,?|i\.e\.,?|see(?: also)?|as|reviewed (?:in|by)|for (?:a )?reviews?,?(?: see)?|cf\.|and|also|in|"
     r"refs?\.?|references?|references therein|therein|by|from)"
 )
-_BLANK_LINE = re.compile(r"(?:\r?\n[ \t]*){2,}|\u2029")
-_LINE_END = re.compile(r"\r?\n")
+_BLANK_LINE = re.compile(r"\n[ \t]*\r?\n\s*")
+_LINE_END = re.compile(r"\n")
 _FILLER = rf"(?:{_LINKING_WORDS}|[\s,;:–—\-&.])"
 # Each pattern starts with a rare character, so that searching costs little; the spaces it leaves behind collapse later.
 _BRACKETED_CITATION = re.compile(rf"[\[(（]\s*{_FILLER}*\x00(?:\x00|{_FILLER})*[\])）]", re.IGNORECASE)
@@ -41,7 +41,7 @@ _COMMAS = re.compile(r",\s*,+|;\s*,|,\s*;")
 _COMMA_STOP = re.compile(r"[,;] ?\.(?=\s|$)")
 _SPACE_STOP = re.compile(r" ([,;)\]]|[.:](?=\s|$))")
 _SPACE_STOP_GLUED = re.compile(r" \.(?=[A-Z][a-z])")
-_BRACKET_SPACE = re.compile(r"([(\[]) ")
+_SPACE_STOPS = (" ,", " ;", " )", " ]", " .", " :")
 
 _BRACKETS = re.compile(r"[()\[\]]")
 _BRACKET_REACH = 400  # characters; a bracket opened before that was never meant to be closed
@@ -58,7 +58,8 @@ _TRUNCATED_MARK = re.compile(r"\s*\(ABSTRACT TRUNCATED AT \d+ WORDS\)\.?", re.IG
 
 def normalise(text: str) -> str:
     """NFC, every kind of white space one space, invisible and private-use characters gone."""
-    text = _INVISIBLE.sub("", text)
+    if not text.isprintable():  # as all invisible characters are, and few texts hold one
+        text = _INVISIBLE.sub("", text)
     if not text.isascii() and not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
     return " ".join(text.split())
@@ -78,8 +79,11 @@ def tidy(text: str) -> str:
         text = _COMMAS.sub(",", text)
         text = _SPACE_STOP_GLUED.sub(". ", text)
     text = normalise(text)
-    text = _BRACKET_SPACE.sub(r"\1", _SPACE_STOP.sub(r"\1", text))
-    return _COMMA_STOP.sub(".", text).replace("et al..", "et al.")
+    # Plain searches first: the patterns would try every space.
+    if any(space_stop in text for space_stop in _SPACE_STOPS):
+        text = _SPACE_STOP.sub(r"\1", text)
+    text = text.replace("( ", "(").replace("[ ", "[").replace("et al..", "et al.")
+    return _COMMA_STOP.sub(".", text)
 
 
 def is_narrative(mark: str, before: str) -> bool:
@@ -141,6 +145,9 @@ def strip_notices(paragraph: str) -> str:
 
 def paragraphs_of(text: str) -> tuple[str, ...]:
     """Split plain text at blank lines (or, where there are none, at line ends) into clean paragraphs."""
+    if "\n" not in text:  # nearly all abstracts
+        text = normalise(text)
+        return (text,) if text else ()
     separator = _BLANK_LINE if _BLANK_LINE.search(text) else _LINE_END
     pieces = separator.split(text)
     return tuple(piece for piece in map(normalise, pieces) if piece)

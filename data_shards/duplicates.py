@@ -49,19 +49,25 @@ REASONS = (
     "duplicate_text",
 )
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
-_WORDS = re.compile(r"\w+")
+_NOT_WORDS = bytes(code for code in range(128) if not (chr(code).isalnum() or chr(code) == "_"))
+_WIDE_NOT_WORDS = re.compile(r"[^\x00-\x7f\w]+")
 
 
 def hash64(text: str) -> int:
     """A stable 64-bit hash that is never 0 (0 means: no such key)."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+    return _hash64(text.encode())
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
 def text_hash(text: str) -> int:
     """Hash of the words alone: case, punctuation, white space and compatibility forms make no difference."""
+    text = text.lower()
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return hash64("".join(_WORDS.findall(text.lower())))
+        text = _WIDE_NOT_WORDS.sub("", unicodedata.normalize("NFKC", text))
+    return _hash64(text.encode().translate(None, _NOT_WORDS))
 
 
 def article_row(article: Article, text: str, source_name: str, priority: int, reason: str | None) -> tuple[int, ...]:

@@ -29,6 +29,8 @@ def classify_licence(text: str) -> str:
     One of cc0, by, by-sa, by-nd, by-nc, by-nc-sa, by-nc-nd, open-unspecified ("open access" and no more), none. A
     statement that mentions both is non-commercial: the narrower reading wins.
     """
+    if not text:
+        return "none"
     non_commercial = bool(_NON_COMMERCIAL.search(text))
     if not non_commercial and _PUBLIC_DOMAIN.search(text):
         return "cc0"
