@@ -53,7 +53,7 @@ _READING_CODE = (
     articles, clean, duplicates, extract, select, formats, identifiers, json_records, jsonl, licences, markup, pmc,
     pubmed, s2orc, s2orc_metadata, streams,
 )  # fmt: skip
-_PACKING_CODE = (pack, shards, tokens, tokens.sentencepiece_conversion)
+_PACKING_CODE = (pack, shards, tokens, tokens.tokenizer_files)
 
 
 def main(arguments: list[str]) -> int:

@@ -15,10 +15,10 @@ from pathlib import Path
 import sentencepiece
 
 from data_shards.articles import Article, Reject
-from data_shards.sentencepiece_conversion import write_hf_tokenizer
 from job.config import Count
 from job.errors import InputError
 from job.files import atomic_file
+from job.tokenizer import write_hf_tokenizer
 
 READERS = {
     "pubmed": "data_shards.readers.pubmed",

@@ -24,7 +24,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from data_shards import sentencepiece_conversion
+from job import tokenizer as tokenizer_files
 from job.errors import InputError
 from job.files import read_json, sha256_file
 
@@ -108,45 +108,18 @@ def load(path: Path) -> Tokenizer:
     Raises `InputError` where there is none, or where it does not say how a document ends.
     """
     path = Path(path)
-    file = find_file(path)
-    settings = read_settings(file.parent) if path.is_dir() or file.suffix == ".json" else {}
+    file = tokenizer_files.find_file(path)
+    settings = tokenizer_files.read_settings(file.parent) if path.is_dir() or file.suffix == ".json" else {}
     if file.suffix == ".json":
         return Tokenizer(file, _HuggingFace(file, settings))
     return Tokenizer(file, _SentencePiece(file, settings))
-
-
-def find_file(path: Path) -> Path:
-    """The file that defines the ids of the tokenizer at `path`; raises `InputError` where there is none."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise InputError(
-            f"tokenizer {path} does not exist; give a Hugging Face directory or a sentencepiece .model file"
-        )
-    model, converted = path / "tokenizer.model", path / "tokenizer.json"
-    # Llama-3 ships a tiktoken file under the name tokenizer.model: only a real sentencepiece file counts.
-    if model.is_file() and (not converted.is_file() or sentencepiece_conversion.is_sentencepiece(model)):
-        return model
-    if converted.is_file():
-        return converted
-    raise InputError(f"{path} has neither tokenizer.model nor tokenizer.json; give the directory of a whole model")
-
-
-def read_settings(directory: Path) -> dict[str, Any]:
-    """`tokenizer_config.json` over `special_tokens_map.json` of a model directory, as far as they exist."""
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            settings |= {key: value for key, value in read_json(directory / name).items() if value is not None}
-    return settings
 
 
 class _SentencePiece:
     """Ids by the sentencepiece library."""
 
     def __init__(self, file: Path, settings: dict[str, Any]) -> None:
-        model = sentencepiece_conversion.read_model(file)
+        model = tokenizer_files.read_model(file)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         self.vocab_size = self._processor.vocab_size()
         has_bos = self._processor.bos_id() >= 0 and settings.get("add_bos_token", True)
@@ -155,7 +128,7 @@ class _SentencePiece:
         if self.eos_id < 0:
             raise InputError(f"{file} defines no end-of-sentence piece; train it with an eos_id")
         pieces = [piece.piece for piece in model.pieces]
-        exact = sentencepiece_conversion.is_plain_bpe(model) and _words_are_independent(pieces)
+        exact = tokenizer_files.is_plain_bpe(model) and _words_are_independent(pieces)
         self.encode_words: EncodeWords | None = self._encode_words if exact else None
         self._marker = self._processor.encode("x")
 
@@ -225,7 +198,7 @@ class _HuggingFace:
             and model.get("byte_fallback")
             and not model.get("ignore_merges")
             and body.get("pre_tokenizer") is None
-            and body.get("normalizer") == sentencepiece_conversion.NORMALIZER
+            and body.get("normalizer") == tokenizer_files.NORMALIZER
             and all(token["special"] for token in body.get("added_tokens", ()))
         )
         if not plain or not _words_are_independent(model["vocab"]):

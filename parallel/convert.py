@@ -9,12 +9,13 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from job import manifest
+from job import manifest, tokenizer
 from job.errors import InputError
 from job.files import atomic_directory, read_json, sha256_file, write_json, write_text
 from job.progress import ByteProgress
@@ -27,20 +28,6 @@ from parallel.shape import FAMILIES, ModelShape, read_shape
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 EXPORT_STAGE = "export"
-
-# Config and tokenizer files that travel with a model; weights, code and READMEs of the source do not.
-_TRAVELLING = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def import_main(arguments: Sequence[str]) -> None:
@@ -102,7 +89,7 @@ def import_model(source: Path, destination: Path, tensor: int = 1, pipeline: int
     size = sum(info.bytes for info in reader.tensors.values())
     with atomic_directory(destination) as directory:
         _check_free_space(destination, size)
-        _copy_travelling(source, directory / MODEL_FOLDER)
+        _copy_description(source, directory / MODEL_FOLDER)
         with ByteProgress("import", size) as progress:
             files = write_weights(reader, shape, tensor, directory, progress.advance)
         _write_megatron_files(directory)
@@ -138,7 +125,7 @@ def export_model(source: Path, destination: Path, max_shard_gb: float = 5.0, dty
         _check_free_space(destination, size)
         with ByteProgress("export", size) as progress:
             files = write_safetensors(weights, planned, directory, int(max_shard_gb * 1e9), progress.advance)
-        _copy_travelling(checkpoint / MODEL_FOLDER, directory)
+        shutil.copytree(checkpoint / MODEL_FOLDER, directory, dirs_exist_ok=True)
         kinds = Counter({entry.parts[0].dtype: 0 for entry in planned})
         for entry in planned:
             kinds[entry.parts[0].dtype] += entry.bytes
@@ -158,11 +145,16 @@ def export_model(source: Path, destination: Path, max_shard_gb: float = 5.0, dty
     print(f"{destination}: {shape.parameters:,} parameters of {checkpoint}")
 
 
-def _copy_travelling(source: Path, directory: Path) -> None:
-    directory.mkdir(exist_ok=True)
-    for name in _TRAVELLING:
+def _copy_description(source: Path, directory: Path) -> None:
+    """Config, generation config and tokenizer: the tokenizer in a form that gives transformers the shards' ids."""
+    directory.mkdir()
+    for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
+    if (source / "tokenizer.model").is_file() or (source / "tokenizer.json").is_file():
+        tokenizer.write_hf_tokenizer(source, directory)
+    else:
+        print(f"{source} has no tokenizer.model or tokenizer.json: an export will have no tokenizer", file=sys.stderr)
 
 
 def _check_free_space(destination: Path, needed: int) -> None:
@@ -176,33 +168,12 @@ def _check_free_space(destination: Path, needed: int) -> None:
 
 def _check_vocabulary(source: Path, shape: ModelShape) -> None:
     """Refuse a tokenizer that gives ids beyond the embedding."""
-    size = _tokenizer_size(source)
+    size = tokenizer.vocabulary_size(source)
     if size is not None and size > shape.vocabulary:
         raise InputError(
             f"the tokenizer of {source} has {size} ids, but config.json's vocab_size is {shape.vocabulary}: they "
             "belong to different models, or tokens were added without resizing the embeddings"
         )
-
-
-def _tokenizer_size(source: Path) -> int | None:
-    """One more than the largest id of the tokenizer files; None where there are none."""
-    ids: list[int] = []
-    if (source / "tokenizer.json").is_file():
-        tokenizer = read_json(source / "tokenizer.json")
-        vocabulary = tokenizer.get("model", {}).get("vocab", {})
-        ids += vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        ids += [token["id"] for token in tokenizer.get("added_tokens", ())]
-    elif (source / "tokenizer.model").is_file():
-        import sentencepiece
-
-        try:
-            processor = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
-        except RuntimeError:
-            raise InputError(f"{source / 'tokenizer.model'} is not a sentencepiece model; copy it again") from None
-        ids.append(processor.vocab_size() - 1)
-    if (source / "added_tokens.json").is_file():
-        ids += read_json(source / "added_tokens.json").values()
-    return max(ids) + 1 if ids else None
 
 
 def _write_megatron_files(directory: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 import sentencepiece
 
 from data_shards import tokenizer, tokens
-from data_shards.sentencepiece_conversion import is_plain_bpe, read_model
 from job.errors import InputError
+from job.tokenizer import is_plain_bpe, read_model
 from tests.data_shards.shard_sets import abstracts, text_of
 
 ABSTRACTS = "pubmed_abstracts/pubmed21n1298_abstracts.open.jsonl.gz"

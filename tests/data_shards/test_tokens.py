@@ -11,8 +11,9 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from data_shards import sentencepiece_conversion, tokens
+from data_shards import tokens
 from job.errors import InputError
+from job.tokenizer import write_hf_tokenizer
 from tests.data_shards.shard_sets import abstracts, text_of
 
 EDGES = [
@@ -73,7 +74,7 @@ def test_converted_directory_gives_the_shards_ids_in_transformers(real_data, rea
     from transformers import AutoTokenizer
 
     source = real_data / model
-    sentencepiece_conversion.write_hf_tokenizer(source, tmp_path)
+    write_hf_tokenizer(source, tmp_path)
     # A model directory has a config beside it, whose model type must not bring the wrong tokenizer class back.
     shutil.copyfile(real_data / "stories260K" / "hf" / "config.json", tmp_path / "config.json")
     texts = real_texts[:400] + real_texts[-20:] + EDGES
@@ -87,7 +88,7 @@ def test_converted_directory_gives_the_shards_ids_in_transformers(real_data, rea
 
 @pytest.mark.real
 def test_tokenizer_json_alone_gives_the_same_ids_and_is_word_cached_too(real_data, real_texts, tmp_path):
-    sentencepiece_conversion.write_hf_tokenizer(real_data / MODELS[0], tmp_path)
+    write_hf_tokenizer(real_data / MODELS[0], tmp_path)
     (tmp_path / "tokenizer.model").unlink()
     texts = real_texts[:300] + real_texts[-5:] + EDGES + SPECIALS_AS_TEXT
     wanted = tokens.load(real_data / MODELS[0]).encode_batch(texts)
@@ -144,7 +145,7 @@ def test_byte_level_tokenizer_json(real_data, real_texts, tmp_path):
     marker = tokenizer.encode_batch(["<|end|> is text"])[0]
     assert marker.tolist().count(1) == 1, "an end marker written in an article is text; only the last id is EOS"
     exported = tmp_path / "exported"
-    sentencepiece_conversion.write_hf_tokenizer(tmp_path, exported)
+    write_hf_tokenizer(tmp_path, exported)
     again = AutoTokenizer.from_pretrained(str(exported))
     assert again(texts)["input_ids"] == auto(texts)["input_ids"]
 

@@ -1,4 +1,4 @@
-"""A sentencepiece model as a Hugging Face fast tokenizer that gives the same ids.
+"""Tokenizer files of a model directory, and a sentencepiece model as a Hugging Face tokenizer that gives the same ids.
 
 `transformers` 5 loading a bare Llama `tokenizer.model` does not: it ignores the scores of pieces such as "▁▁" and drops
 leading spaces. Here the merges are rebuilt from the piece scores, in the order in which sentencepiece applies them, and
@@ -18,7 +18,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from job.errors import InputError
-from job.files import write_json, write_text
+from job.files import read_json, write_json, write_text
 
 # What sentencepiece's identity normalisation with a dummy prefix is, in tokenizer.json.
 NORMALIZER = {
@@ -44,6 +44,33 @@ PROBES = (
     " ",
     "\n",
 )
+
+
+def find_file(path: Path) -> Path:
+    """The file that defines the ids of the tokenizer at `path`; raises `InputError` where there is none."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise InputError(
+            f"tokenizer {path} does not exist; give a Hugging Face directory or a sentencepiece .model file"
+        )
+    model, converted = path / "tokenizer.model", path / "tokenizer.json"
+    # Llama-3 ships a tiktoken file under the name tokenizer.model: only a real sentencepiece file counts.
+    if model.is_file() and (not converted.is_file() or is_sentencepiece(model)):
+        return model
+    if converted.is_file():
+        return converted
+    raise InputError(f"{path} has neither tokenizer.model nor tokenizer.json; give the directory of a whole model")
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` over `special_tokens_map.json` of a model directory, as far as they exist."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            settings |= {key: value for key, value in read_json(directory / name).items() if value is not None}
+    return settings
 
 
 def read_model(file: Path) -> Any:
@@ -150,15 +177,13 @@ def write_hf_tokenizer(source: Path, directory: Path) -> None:
 
     Raises `InputError` where nothing that can be converted is found.
     """
-    from data_shards import tokens  # tokens imports this module
-
     source, directory = Path(source), Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    file = tokens.find_file(source)
-    wanted = tokens.load(source)
+    file = find_file(source)
     folder = source if source.is_dir() else None
+    kept = read_settings(folder) if folder is not None else {}
     has_json = folder is not None and (folder / "tokenizer.json").is_file()
-    if folder is not None and has_json and (file.suffix == ".json" or _agree(folder, wanted)):
+    if folder is not None and has_json and (file.suffix == ".json" or _agree(folder, _probe_ids(file, kept))):
         for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", *_COMPANIONS):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, directory / name)
@@ -167,17 +192,18 @@ def write_hf_tokenizer(source: Path, directory: Path) -> None:
         shutil.copyfile(file, directory / "tokenizer.json")
         return
     tokenizer = convert(file)
+    special = _special_names(file)
+    with_bos = "bos_token" in special and kept.get("add_bos_token", True)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": wanted.bos_id is not None,
+        "add_bos_token": with_bos,
         "add_eos_token": False,
-        **_special_names(file),
+        **special,
     }
-    if wanted.bos_id is None:
+    if not with_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     if folder is not None:
-        kept = tokens.read_settings(folder)
         settings |= {key: kept[key] for key in ("chat_template", "model_max_length", "pad_token") if key in kept}
         for name in _COMPANIONS:
             if (folder / name).is_file():
@@ -186,20 +212,46 @@ def write_hf_tokenizer(source: Path, directory: Path) -> None:
     write_json(directory / "tokenizer_config.json", settings)
     if file.resolve() != (directory / "tokenizer.model").resolve():
         shutil.copyfile(file, directory / "tokenizer.model")
-    if not _agree(directory, wanted):
+    if not _agree(directory, _probe_ids(file, kept)):
         raise InputError(f"{file} could not be converted: its Hugging Face form gives other ids than sentencepiece")
 
 
 _COMPANIONS = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
-def _agree(directory: Path, wanted: Any) -> bool:
-    """Whether `AutoTokenizer` of a directory gives, on texts that tell conversions apart, the ids of `wanted`."""
+def _probe_ids(file: Path, settings: dict[str, Any]) -> list[list[int]]:
+    """What sentencepiece itself makes of `PROBES`, BOS in front where the model has one and its settings use it."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    with_bos = processor.bos_id() >= 0 and settings.get("add_bos_token", True)
+    before = [processor.bos_id()] if with_bos else []
+    return [before + processor.encode(text) for text in PROBES]
+
+
+def _agree(directory: Path, expected: list[list[int]]) -> bool:
+    """Whether `AutoTokenizer` of a directory gives, on texts that tell conversions apart, the ids expected."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError, KeyError, json.JSONDecodeError):
         return False
-    expected = [ids.tolist()[:-1] for ids in wanted.encode_batch(list(PROBES))]
     return [tokenizer(text)["input_ids"] for text in PROBES] == expected
+
+
+def vocabulary_size(directory: Path) -> int | None:
+    """One more than the largest id that the tokenizer files of a directory give; None where there are none.
+
+    Counts what is in any of the files, tokens added later included. Raises `InputError` for a file that is damaged.
+    """
+    largest = -1
+    body, model, added = (directory / name for name in ("tokenizer.json", "tokenizer.model", "added_tokens.json"))
+    if body.is_file():
+        parsed = read_json(body)
+        vocabulary = parsed.get("model", {}).get("vocab", {})
+        largest = max(vocabulary.values(), default=-1) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+        largest = max([largest, *(token["id"] for token in parsed.get("added_tokens", ()))])
+    if model.is_file() and (not body.is_file() or is_sentencepiece(model)):
+        largest = max(largest, len(read_model(model).pieces) - 1)
+    if added.is_file():
+        largest = max([largest, *read_json(added).values()])
+    return largest + 1 if largest >= 0 else None
