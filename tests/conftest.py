@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.inputs import Inputs, make_inputs
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("BIOMEDGPT_TEST_DATA", REPOSITORY.parent / "shared" / "data" / "open"))
 
@@ -21,3 +23,9 @@ def real_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def inputs(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Shards of real articles and a real trained model, made once per session."""
+    return make_inputs(real_data, tmp_path_factory.mktemp("inputs"))

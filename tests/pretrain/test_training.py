@@ -15,7 +15,7 @@ from parallel import convert
 from parallel.layout import Layout
 from pretrain.config import CheckpointConfig
 from tests.ranks.fork import run_ranks
-from tests.training import BATCH, RATE, SEQUENCE, STEPS, losses, make_config, quietly
+from tests.training import BATCH, RATE, SEQUENCE, STEPS, losses, make_config, metrics_rows, quietly
 
 LAYOUTS = {
     "one": (1, Layout(), 1),
@@ -68,10 +68,10 @@ def plain(inputs):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_curve_equals_plain_transformers(name, inputs, plain, tmp_path, read_metrics):
+def test_curve_equals_plain_transformers(name, inputs, plain, tmp_path):
     world, layout, micro_batch = LAYOUTS[name]
     run_ranks(world, quietly, make_config(tmp_path / "run", inputs, layout, micro_batch))
-    rows = read_metrics(tmp_path / "run")
+    rows = metrics_rows(tmp_path / "run")
     assert losses(rows) == pytest.approx(plain, abs=1e-4)
     start, end = validation(rows)
     assert set(start) == {"val/loss/pubmed", "val/loss/pmc"}
@@ -88,7 +88,7 @@ def test_curve_equals_plain_transformers(name, inputs, plain, tmp_path, read_met
             assert mean_loss(model, tokens, mask).item() == pytest.approx(end[f"val/loss/{source}"], abs=1e-4)
 
 
-def test_interleaved_stages_on_eight_layers(inputs, tmp_path, read_metrics):
+def test_interleaved_stages_on_eight_layers(inputs, tmp_path):
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=512,
@@ -105,14 +105,14 @@ def test_interleaved_stages_on_eight_layers(inputs, tmp_path, read_metrics):
     convert.import_main([str(tmp_path / "hf"), str(tmp_path / "base")])
     layout = Layout(tensor=2, pipeline=2, virtual_pipeline=2)
     run_ranks(4, quietly, make_config(tmp_path / "run", inputs, layout, 2, base=str(tmp_path / "base")))
-    assert losses(read_metrics(tmp_path / "run")) == pytest.approx(reference(model, inputs), abs=1e-4)
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(reference(model, inputs), abs=1e-4)
 
 
-def test_bf16_follows_fp32_at_every_layout(inputs, plain, tmp_path, read_metrics):
+def test_bf16_follows_fp32_at_every_layout(inputs, plain, tmp_path):
     curves = []
     for name, world, layout in (("one", 1, Layout()), ("tensor2", 2, Layout(tensor=2)), ("data2", 2, Layout())):
         run_ranks(world, quietly, make_config(tmp_path / name, inputs, layout, precision="bf16"))
-        curves.append(losses(read_metrics(tmp_path / name)))
+        curves.append(losses(metrics_rows(tmp_path / name)))
     for curve in curves:
         assert curve == pytest.approx(plain, abs=0.05)
         assert curve == pytest.approx(curves[0], abs=0.02)
@@ -120,11 +120,11 @@ def test_bf16_follows_fp32_at_every_layout(inputs, plain, tmp_path, read_metrics
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_recomputation_changes_nothing(recompute, inputs, plain, tmp_path, read_metrics):
+def test_recomputation_changes_nothing(recompute, inputs, plain, tmp_path):
     config = make_config(tmp_path / "run", inputs, Layout(tensor=2))
     config.train.recompute = recompute
     run_ranks(2, quietly, config)
-    assert losses(read_metrics(tmp_path / "run")) == pytest.approx(plain, abs=1e-4)
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain, abs=1e-4)
 
 
 def test_retention_keeps_what_it_says(inputs, tmp_path):
