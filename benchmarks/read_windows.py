@@ -6,6 +6,7 @@ The same documents (real articles, repeated until there are enough tokens) are w
 IndexedDataset and as one-document-per-sample webdataset tars. Then, in turn and per CPU second of one core:
 
 - ours: sample n for random n, as int64 tensors of inputs and targets, documents permuted per epoch;
+- ours in micro-batches: the same, 8 samples in a row from a random n, as a data-parallel rank reads them;
 - megatron-core GPTDataset, indices only: its own token gathering (`_query_document_sample_shuffle_indices`), no masks;
 - megatron-core GPTDataset: what its data loader calls, with loss mask and position ids, attention mask switched off;
 - webdataset: shuffled shards and a 1,000-sample shuffle buffer, decoded, packed into windows.
@@ -36,7 +37,8 @@ from data_shards import order, tokens  # noqa: E402
 from data_shards.shards import STAGE, ShardManifest, ShardSet, ShardWriter, TokenizerInfo  # noqa: E402
 from job import manifest  # noqa: E402
 
-OURS, GATHER, GPT, STOCK = "token shards", "megatron-core, tokens only", "megatron-core GPTDataset", "webdataset"
+OURS, BATCHES = "token shards", "token shards, micro-batches of 8"
+GATHER, GPT, STOCK = "megatron-core, tokens only", "megatron-core GPTDataset", "webdataset"
 
 
 def write_shards(directory: Path, documents: list[np.ndarray], tokenizer: tokens.Tokenizer) -> ShardSet:
@@ -149,6 +151,12 @@ def contenders(
             _ = window[:-1], window[1:]
         return windows * length
 
+    def read_batches() -> float:
+        for n in [generator.randrange(available - 8) for _ in range(windows // 8)]:
+            batch = torch.from_numpy(ours.batch(n, 8))
+            _ = batch[:, :-1], batch[:, 1:]
+        return windows // 8 * 8 * length
+
     def gather() -> float:
         for n in [generator.randrange(available) for _ in range(windows)]:
             text, _ = gpt._query_document_sample_shuffle_indices(n)
@@ -170,7 +178,7 @@ def contenders(
                 break
         return count * length
 
-    return {OURS: read_ours, GATHER: gather, GPT: read_gpt, STOCK: read_stock}
+    return {OURS: read_ours, BATCHES: read_batches, GATHER: gather, GPT: read_gpt, STOCK: read_stock}
 
 
 def main() -> None:

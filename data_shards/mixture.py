@@ -113,6 +113,21 @@ class TrainingOrder:
         source, index = self.choose(sample)
         return Sample(self._windows[source][index], self.names[source], index)
 
+    def batch(self, first: int, count: int) -> np.ndarray:
+        """Samples first to first + count, tokens only: int64 [count, sequence_length + 1].
+
+        Whatever the mixture, those of one source are neighbours there and are read at once.
+        """
+        if first < 0:
+            raise IndexError(f"sample {first} is before the first")
+        chosen = np.array([self.choose(sample)[0] for sample in range(first, first + count)], np.int64)
+        before = self.counts(first)
+        out = np.empty((count, self.sequence_length + 1), np.int64)
+        for source in np.unique(chosen):
+            rows = np.flatnonzero(chosen == source)
+            out[rows] = self._windows[source].batch(before[self.names[source]], len(rows))
+        return out
+
     def documents(self, sample: int) -> list[tuple[int, int]]:
         """(epoch, document number in its source) of every document in a sample: to name what a bad batch held."""
         source, index = self.choose(sample)

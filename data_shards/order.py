@@ -204,6 +204,19 @@ class TrainingWindows:
         start = sample * self.sequence_length
         return self.stream.read(start, start + self.sequence_length + 1)
 
+    def batch(self, first: int, count: int) -> np.ndarray:
+        """Samples first to first + count: int64 [count, sequence_length + 1].
+
+        They are neighbours in the stream, so that one reading serves all: several times faster than one by one where
+        windows are short.
+        """
+        if first < 0:
+            raise IndexError(f"sample {first} is before the first")
+        start = first * self.sequence_length
+        stretch = self.stream.read(start, start + count * self.sequence_length + 1)
+        windows = np.lib.stride_tricks.sliding_window_view(stretch, self.sequence_length + 1)
+        return windows[:: self.sequence_length].copy()
+
     def epochs(self, samples: int) -> float:
         """How often the first `samples` samples have gone through all tokens."""
         return samples * self.sequence_length / self.stream.tokens

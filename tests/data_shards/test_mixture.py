@@ -140,6 +140,21 @@ def test_validation_is_per_source(corpora):
 
 
 @pytest.mark.real
+def test_a_batch_is_its_samples(corpora):
+    order = mixture(corpora, 0.6, 0.4)
+    borders = [order.tokens()["large"] * 10 // (6 * 128), order.tokens()["small"] * 10 // (4 * 128)]
+    for first in (0, 1, 500, 131_070, *(border - 3 for border in borders)):  # ends of epochs and of the period
+        for count in (1, 2, 9):
+            batch = order.batch(first, count)
+            assert batch.shape == (count, 129) and batch.flags.c_contiguous
+            assert all(np.array_equal(batch[row], order.sample(first + row).tokens) for row in range(count))
+    alone = TrainingWindows(ShardSet(corpora / "small"), 700_000, 3)
+    assert np.array_equal(alone.batch(2, 2), np.stack([alone[2], alone[3]]))
+    with pytest.raises(IndexError):
+        order.batch(-1, 2)
+
+
+@pytest.mark.real
 def test_documents_of_a_sample_belong_to_its_source(corpora):
     order = mixture(corpora, 0.5, 0.5)
     for n in range(10):
