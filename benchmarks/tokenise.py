@@ -34,8 +34,8 @@ import measure  # noqa: E402
 import numpy as np  # noqa: E402
 
 from data_shards import tokens  # noqa: E402
-from job.tokenizer import write_hf_tokenizer  # noqa: E402
 from data_shards.shards import Shard, ShardInfo, ShardWriter  # noqa: E402
+from job.tokenizer import write_hf_tokenizer  # noqa: E402
 
 COLD, WARM = "token shards, cold", "token shards, warm"
 DATATROVE, MEGATRON = "datatrove DocumentTokenizer", "Hugging Face one by one + IndexedDatasetBuilder"
