@@ -76,7 +76,8 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
     tokenizer = tokens.load(config.tokenizer)
     inputs = [(source, _find(source.paths, formats.SUFFIXES[source.format], source.name)) for source in config.sources]
     with _lock(config.output), Progress() as progress:
-        extract_tasks, task_sources = _extract_tasks(config, inputs, progress)
+        metadata = [_index_metadata(config.output, source, progress) for source, _ in inputs]
+        extract_tasks, task_sources = _extract_tasks(config, inputs, metadata)
         progress.start("reading", sum(task.work for task in extract_tasks))
         extracted = run_all(extract_tasks, config.worker_count(), progress.advance)
         if config.damaged_files == "stop":
@@ -107,7 +108,7 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
             config.output,
             shards.STAGE,
             job_config.as_dict(config),
-            [entry for done in extracted for entry in done.inputs],
+            [entry for done in [*filter(None, metadata), *extracted] for entry in done.inputs],
             content.to_json() | {"sources": funnels},
         )
     return funnels
@@ -152,11 +153,13 @@ def _lock(output: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another build is running in {output}; wait for it or choose another output") from None
+        for unfinished in output.rglob(".*.tmp"):  # of a build that was killed
+            unfinished.unlink(missing_ok=True)
         yield
 
 
 def _extract_tasks(
-    config: BuildConfig, inputs: list[tuple[Source, list[Path]]], progress: Progress
+    config: BuildConfig, inputs: list[tuple[Source, list[Path]]], metadata: list[Done | None]
 ) -> tuple[list[Task], list[int]]:
     """A task for each input file or batch of small ones, in order, and the number of each one's source."""
     by_rank = sorted(range(len(inputs)), key=lambda n: (_FORMAT_PRIORITY.index(inputs[n][0].format), n))
@@ -164,7 +167,8 @@ def _extract_tasks(
     tasks: list[Task] = []
     task_sources: list[int] = []
     for number, (source, files) in enumerate(inputs):
-        metadata_key, metadata_index = _index_metadata(config.output, source, code, progress)
+        indexed = metadata[number]
+        metadata_index = _metadata_index(config.output, source) if indexed else None
         for batch in _batches(source.format, files):
             short = hashlib.sha256("\n".join(map(str, batch)).encode()).hexdigest()[:8]
             stem = config.output / "intermediate" / source.name / f"{batch[0].name}-{short}"
@@ -173,7 +177,7 @@ def _extract_tasks(
                 "format": source.format,
                 "priority": by_rank.index(number),
                 "selection": dataclasses.asdict(config.selection) | {"include_retracted": None},
-                "metadata": metadata_key,
+                "metadata": indexed.key if indexed else None,
                 "code": code,
             }
             arguments = (source.name, source.format, by_rank.index(number), batch, config.selection, metadata_index)
@@ -207,27 +211,29 @@ def _batches(kind: str, files: list[Path]) -> Iterator[list[Path]]:
         yield small
 
 
-def _index_metadata(output: Path, source: Source, code: str, progress: Progress) -> tuple[str | None, Path | None]:
-    """Index an S2ORC source's metadata tables; returns what the index was made from, and the index."""
+def _metadata_index(output: Path, source: Source) -> Path:
+    return output / "intermediate" / source.name / "metadata.sqlite"
+
+
+def _index_metadata(output: Path, source: Source, progress: Progress) -> Done | None:
+    """Index an S2ORC source's metadata tables, where it has some."""
     if not source.metadata:
-        return None, None
-    files = _find(source.metadata, formats.SUFFIXES["s2orc"], source.name)
-    index = output / "intermediate" / source.name / "metadata.sqlite"
-    work = sum(path.stat().st_size for path in files)
-    name = f"{source.name}: metadata"
+        return None
+    files = tuple(_find(source.metadata, formats.SUFFIXES["s2orc"], source.name))
+    index = _metadata_index(output, source)
     task = Task(
-        name,
-        index.with_suffix(".json"),
-        s2orc_metadata.build_task,
-        (files,),
-        {"code": code},
-        tuple(files),
-        (index,),
-        work,
+        name=f"{source.name}: metadata",
+        record=index.with_suffix(".json"),
+        function=s2orc_metadata.build_task,
+        arguments=(list(files),),
+        settings={"code": code_checksum(*_READING_CODE)},
+        inputs=files,
+        outputs=(index,),
+        work=sum(path.stat().st_size for path in files),
     )
-    progress.start("indexing metadata", work)
+    progress.start("indexing metadata", task.work)
     [done] = run_all([task], 1, progress.advance)
-    return done.key, index
+    return done
 
 
 def _stop_if_damaged(extracted: list[Done]) -> None:

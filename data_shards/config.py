@@ -95,4 +95,5 @@ class BuildConfig:
 
     def worker_count(self) -> int:
         """Processes to use on this machine."""
-        return self.workers or len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or cores

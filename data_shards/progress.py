@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 from rich import progress as rich_progress
+from rich.table import Column
 
 from data_shards.tasks import Done, Task
 
@@ -19,12 +20,15 @@ class Progress:
     def __init__(self) -> None:
         self._bar = (
             rich_progress.Progress(
-                rich_progress.TextColumn("{task.description}"),
-                rich_progress.BarColumn(),
-                rich_progress.DownloadColumn(),
-                rich_progress.TransferSpeedColumn(),
-                rich_progress.TimeRemainingColumn(),
-                rich_progress.TextColumn("{task.fields[last]}"),
+                rich_progress.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                rich_progress.BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
+                rich_progress.DownloadColumn(table_column=Column(no_wrap=True)),
+                rich_progress.TransferSpeedColumn(table_column=Column(no_wrap=True)),
+                rich_progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                rich_progress.TextColumn(
+                    "{task.fields[last]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+                ),
+                expand=True,
             )
             if sys.stderr.isatty()
             else None

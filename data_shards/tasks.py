@@ -74,12 +74,12 @@ def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Done]]
         return
     # Spawned, not forked: tokenizers and lxml keep threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    others = set(multiprocessing.active_children())
+    running: dict[Future[Done], int] = {}
     try:
-        waiting = iter(range(len(tasks)))
-        running: dict[Future[Done], int] = {}
-        for number in waiting:
-            running[pool.submit(run, tasks[number])] = number
+        for number, task in enumerate(tasks):
+            running[_submit(pool, task)] = number
             if len(running) < 2 * workers:
                 continue
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -87,7 +87,12 @@ def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Done]]
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
-    except BrokenProcessPool:
+    except BaseException as error:
+        # Whatever is under way can be cut off: nothing gets its name before it is whole.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise InputError(
             "a worker process was killed, most likely for want of memory; run the same command again to go on, with "
             "fewer workers"
@@ -139,9 +144,17 @@ def _outputs_present(task: Task, recorded: list[dict[str, Any]]) -> bool:
     return all(path.is_file() and path.stat().st_size == sizes.get(path.name) for path in task.outputs)
 
 
-def _start_worker() -> None:
-    """End quietly on Ctrl-C (the parent has the word), and with the parent, even by SIGKILL: no process outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Done]:
+    """Submit a task. This may start a worker, which inherits the blocked SIGINT: Ctrl-C is the parent's to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(run, task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """Make this worker end when its parent is gone, even by SIGKILL: no process outlives a build."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -100,7 +100,8 @@ def test_funnel_accounts_for_every_record(built):
         for info in manifest["splits"][split]:
             tar = output / split / info["name"]
             assert hashlib.sha256(tar.read_bytes()).hexdigest() == info["sha256"]
-    assert {Path(entry["path"]).name for entry in manifest["inputs"]} >= {"pubmed21n0001.xml.gz", "abstracts.jsonl"}
+    names = {Path(entry["path"]).name for entry in manifest["inputs"]}
+    assert names >= {"pubmed21n0001.xml.gz", "abstracts.jsonl", "metadata_sample.v20200705.jsonl.gz"}
     assert all(len(entry["sha256"]) == 64 for entry in manifest["inputs"])
 
 
@@ -170,6 +171,7 @@ def test_killed_and_restarted_ends_in_the_same_bytes(built, real_data, inputs, t
     finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert kills >= 2 and checksums(tmp_path / "killed") == checksums(built[0])
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
 
 
 def test_changes_redo_only_what_they_touch(real_data, inputs, tmp_path):

@@ -70,6 +70,11 @@ def test_titles_of_translations(old_articles):
     assert not any("transl)" in article.title or article.title.startswith("[") for article in old_articles.values())
 
 
+def test_empty_titles_stay_empty(articles):
+    assert articles[0]["34059504"].title == "" and articles[0]["34059504"].pmid in articles[0]["34059504"].id
+    assert not any(article.title in (".", "[]", "[].") for article in articles[0].values())
+
+
 def test_year_from_medline_date(articles, old_articles):
     assert old_articles["399364"].year == 1979  # <MedlineDate>1979 May-Jun</MedlineDate>
     assert old_articles["399829"].year == 1977  # <MedlineDate>1977-1978</MedlineDate>
