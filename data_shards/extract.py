@@ -61,8 +61,8 @@ def extract(
     keys = _KeyTable()
     articles = 0
     with (
-        atomic_file(documents_path) as documents_file,
         atomic_file(rejects_path, "w") as rejects_file,
+        atomic_file(documents_path) as documents_file,  # nearly all writes are its own: so a full disk names it
         _FrameWriter(documents_file) as documents,
     ):
 

@@ -18,6 +18,7 @@ from data_shards.clean import normalise, paragraphs_of
 from data_shards.readers.identifiers import clean_doi, clean_pmcid, clean_pmid, clean_year
 from data_shards.readers.json_records import read_records
 from data_shards.readers.licences import classify_licence
+from job.errors import InputError
 
 _COLUMNS = ("id", "title", "abstract", "year", "pmid", "pmcid", "doi", "licence")
 _ROWS_A_TRANSACTION = 50_000
@@ -69,6 +70,8 @@ def build_task(outputs: tuple[Path], paths: list[Path]) -> dict[str, Any]:
     try:
         papers = build(paths, temporary, count)
         temporary.replace(outputs[0])
+    except (sqlite3.Error, OSError) as error:
+        raise InputError(f"cannot write {outputs[0]}: {error}; free space or choose another directory") from None
     finally:
         temporary.unlink(missing_ok=True)
     return {"papers": papers, "malformed_rows": rejected}

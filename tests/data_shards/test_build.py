@@ -361,6 +361,20 @@ def test_command_line(real_data, tmp_path):
     assert command("stats", str(tmp_path)).returncode == 2
 
 
+def test_full_disk_is_one_sentence_and_the_build_goes_on_afterwards(built, real_data, inputs, tmp_path):
+    """A limit on file size fails writes as a full disk does, in the workers too."""
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(settings(real_data, inputs, tmp_path / "shards")))
+    command = [sys.executable, "-m", "data_shards", "build", str(path), "--workers", "2"]
+    limited = ["bash", "-c", 'ulimit -f 60; exec "$@"', "bash", *command]  # blocks of 1,024 bytes
+    stopped = subprocess.run(limited, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    [sentence] = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
+    assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
+    assert sentence.startswith("error: cannot write ") and "free space or choose another directory" in sentence
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0 and checksums(tmp_path / "shards") == checksums(built[0])
+
+
 def test_ctrl_c_is_one_word(real_data, inputs, tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(tomli_w.dumps(settings(real_data, inputs, tmp_path / "shards")))
