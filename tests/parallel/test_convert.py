@@ -16,6 +16,7 @@ from job import manifest
 from job.errors import InputError
 from job.files import sha256_file
 from parallel.convert import export_main, export_model, import_main, import_model
+from parallel.prefetch import prefetched
 from parallel.shape import read_shape
 from parallel.weights import weights
 from tests.conftest import REPOSITORY
@@ -441,3 +442,17 @@ def test_memory_holds_a_few_tensors_not_the_model(tmp_path):
     largest = max(tensor.nbytes for tensor in tensors.values())
     for extra in map(int, result.stdout.split()[-2:]):
         assert extra <= 3 * largest + 100e6 < size / 4, f"{extra / 1e6:.0f} MB"
+
+
+def test_reading_ahead_keeps_order_and_raises_at_the_item():
+    def half(number):
+        if number == 3:
+            raise InputError("three")
+        return number / 2
+
+    seen = []
+    with pytest.raises(InputError, match="three"):
+        for item, result in prefetched(half, [5, 4, 3, 2]):
+            seen.append((item, result))
+    assert seen == [(5, 2.5), (4, 2.0)]
+    assert list(prefetched(half, [])) == []
