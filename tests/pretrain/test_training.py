@@ -1,5 +1,6 @@
 """The main promise on real input: one loss curve at every layout, equal to transformers', back out as a HF model."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,25 @@ def test_bf16_follows_fp32_at_every_layout(inputs, plain, tmp_path):
         assert curve == pytest.approx(plain, abs=0.05)
         assert curve == pytest.approx(curves[0], abs=0.02)
         assert curve != plain  # it did compute in bf16
+
+
+OVERLAPPING = {
+    "data2": (2, Layout()),
+    "pipeline2-data2": (4, Layout(pipeline=2)),
+    "tensor2-data2": (4, Layout(tensor=2)),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_overlapped_communication_changes_nothing(name, inputs, plain, tmp_path):
+    world, layout = OVERLAPPING[name]
+    config = make_config(tmp_path / "run", inputs, layout, 1, checkpoint=CheckpointConfig(every_steps=3))
+    config.optimizer.overlap = True
+    run_ranks(world, quietly, config)
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain, abs=1e-4)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000005")  # as if the job had died before the end
+    run_ranks(world, quietly, config)
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain + plain[3:], abs=1e-4)
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
