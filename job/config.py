@@ -6,6 +6,7 @@ the nearest known one; `--print_config` prints the resolved result, which loads 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import io
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from job.errors import InputError
@@ -27,6 +28,10 @@ from job.files import write_text
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 ConfigClass = TypeVar("ConfigClass")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of a verb's description: its examples are commands."""
 
 
 class Count(int):
@@ -47,7 +52,14 @@ register_type(Count, serializer=int, deserializer=Count)
 
 def build_parser(config_class: type[Any], prog: str, description: str) -> ArgumentParser:
     """The parser behind a verb: a TOML file as the one positional argument, and every field as an option."""
-    parser = ArgumentParser(prog=prog, description=description, parser_mode="toml", exit_on_error=False)
+    parser = ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=_HelpFormatter,
+        parser_mode="toml",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.usage = f"{prog} CONFIG.toml [--section.key VALUE ...]"
     parser.add_argument("--config", action="config", help="the TOML file; the same as giving it first, by itself")
     parser.add_class_arguments(config_class, None)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shutil
 import socket
 import time
 from dataclasses import dataclass
@@ -52,10 +54,33 @@ class RunDirectory:
         """Where the checkpoint of `step` lives."""
         return self.checkpoints / f"step-{step:08d}"
 
+    def checkpoint_directories(self) -> list[Path]:
+        """Directories of checkpoints, newest first, damaged ones too (one that was being written has a hidden name)."""
+        found = [path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
     def complete_checkpoints(self) -> list[Path]:
-        """Complete checkpoints, newest first (one that was being written has a hidden name)."""
-        found = self.checkpoints.glob("step-*")
-        return sorted((path for path in found if (path / "manifest.json").exists()), reverse=True)
+        """Those that were finished, newest first."""
+        return [path for path in self.checkpoint_directories() if (path / "manifest.json").exists()]
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed attempt was writing or removing; only for the holder of the lock."""
+        for path in [*self.checkpoints.glob(".step-*"), *self.path.glob(".*.tmp")]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def remove_checkpoint(self, path: Path) -> None:
+        """Remove a checkpoint; one that is removed halfway has a hidden name and is never taken for a whole one."""
+        hidden = path.with_name(f".{path.name}.removing")
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def set_aside(self, path: Path) -> Path:
+        """Give a damaged checkpoint a name that no restart looks at; returns where it lies now."""
+        aside = path.with_name(f"damaged-{path.name}")
+        if aside.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        return aside
 
     def log_file(self, attempt: int, rank: int) -> Path:
         """Where rank `rank` of attempt `attempt` logs."""
@@ -63,8 +88,8 @@ class RunDirectory:
 
     def next_attempt(self) -> int:
         """1 for the first start, one more for every restart."""
-        numbers = [int(path.name.removeprefix("attempt-")) for path in (self.path / "logs").glob("attempt-*")]
-        return max(numbers, default=0) + 1
+        names = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
+        return max((int(name) for name in names if name.isdecimal()), default=0) + 1
 
     def point_latest(self, checkpoint: Path) -> None:
         """Name `checkpoint` as the newest, atomically."""
@@ -72,12 +97,20 @@ class RunDirectory:
 
 
 class RunLock:
-    """Holds `lock` in a run directory for as long as the process lives; the kernel drops it when the process dies."""
+    """Holds `lock` in a run directory for as long as the process lives; the kernel drops it when the process dies.
+
+    Raises `InputError` where another process holds it (named with its host) or the directory cannot be written.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
-        run.path.mkdir(parents=True, exist_ok=True)
         self._path = run.path / "lock"
-        self._handle: IO[str] = self._path.open("a+", encoding="utf-8")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            self._handle: IO[str] = self._path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"run directory {run.path} cannot be written ({error.strerror}); choose another with 'directory'"
+            ) from None
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from job.files import read_json, sha256_file, write_json
 
 NAME = "manifest.json"
 FORMAT_VERSION = 1
+_CHECKSUM = "manifest_checksum"  # of everything else in the manifest, so that a flipped bit in a number is noticed
 _PACKAGES = (
     "torch",
     "megatron-core",
@@ -73,23 +76,36 @@ def write(
         "config": config,
         "inputs": inputs,
     }
-    write_json(Path(directory) / NAME, body | content)
+    body |= content
+    write_json(Path(directory) / NAME, body | {_CHECKSUM: _checksum(body)})
 
 
 def read(directory: Path, stage: str) -> dict[str, Any]:
     """Read the manifest of a directory that `stage` finished.
 
-    Raises `InputError` where there is none, where another stage made it, or where its format is newer than this code.
+    Raises `InputError` where there is none, where it is damaged, where another stage made it, or where its format is
+    newer than this code.
     """
     path = Path(directory) / NAME
     if not path.exists():
         raise InputError(f"{path} does not exist: {directory} is not the finished output of '{stage}'")
     body = read_json(path)
+    if not isinstance(body, dict):
+        raise InputError(
+            f"{path} is not a manifest: it holds a {type(body).__name__}; restore it from where it was made"
+        )
+    if _CHECKSUM in body and body.pop(_CHECKSUM) != _checksum(body):
+        raise InputError(f"{path} does not match its own checksum: it is damaged or was edited; restore it")
     if body.get("stage") != stage:
         raise InputError(f"{path} was made by stage '{body.get('stage')}', but a directory made by '{stage}' is needed")
     if body.get("format_version", 0) > FORMAT_VERSION:
         raise InputError(f"{path} has format version {body['format_version']}, newer than this code: update biomedgpt")
     return body
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(body))  # as it will be read back: text keys
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def reference(directory: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -11,10 +12,15 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """A flag that a signal or a file raises. A second Ctrl-C interrupts at once."""
+    """A flag that a signal, a file or the end of torchrun raises. A second Ctrl-C interrupts at once.
+
+    torchrun ends its processes when it is told to end; killed outright it leaves them behind, as does its service
+    manager. They notice by their new parent.
+    """
 
     def __init__(self, stop_file: Path) -> None:
         self._stop_file = stop_file
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.reason: str | None = None
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
@@ -28,4 +34,6 @@ class StopRequest:
         """Whether this process has been asked to stop; looks for the stop file each time."""
         if self.reason is None and self._stop_file.exists():
             self.reason = f"file {self._stop_file}"
+        if self.reason is None and self._launcher is not None and os.getppid() != self._launcher:
+            self.reason = "torchrun has ended"
         return self.reason is not None

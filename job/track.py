@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from job.directory import RunDirectory
+from job.errors import InputError
 from job.files import write_text
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -32,8 +34,12 @@ class Tracker:
         name: str | None,
         mode: Mode,
     ) -> None:
-        self._attempt = attempt
-        self._rows = run.metrics.open("a", encoding="utf-8")
+        self._attempt, self._path = attempt, run.metrics
+        try:
+            _cut_torn_line(run.metrics)
+            self._rows = run.metrics.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._cannot_write(error) from None
         self._wandb: Any = None
         if mode != "disabled":
             self._wandb = _start_wandb(run, config, project, name or run.path.resolve().name, mode)
@@ -49,16 +55,23 @@ class Tracker:
         `values` must hold `train/tokens`, the axis of all plots.
         """
         row = {"step": step, "attempt": self._attempt, "time": round(time.time(), 3), **identity, **values}
-        self._rows.write(json.dumps(row) + "\n")
-        self._rows.flush()
+        try:
+            self._rows.write(json.dumps(row) + "\n")
+            self._rows.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from None
         if self._wandb is not None:
             self._wandb.log(values | {"step": step, "attempt": self._attempt})
 
     def close(self) -> None:
         """Finish the W&B run and close the file."""
-        self._rows.close()
+        with contextlib.suppress(OSError):  # a row that the disk had no room for, and that `log` has complained about
+            self._rows.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError(f"cannot write {self._path}: {error.strerror}; make room and start the same command again")
 
 
 def _start_wandb(run: RunDirectory, config: dict[str, Any], project: str, name: str, mode: Mode) -> Any:
@@ -92,17 +105,29 @@ def _netrc_has_wandb() -> bool:
         return False
 
 
-def read_rows(metrics: Path) -> list[dict[str, Any]]:
-    """All rows of a `metrics.jsonl`; where steps were redone after a restart, the highest attempt's rows win.
+def _cut_torn_line(metrics: Path) -> None:
+    """Cut off a last line that a kill left unfinished, so that the next row does not continue it."""
+    if not metrics.exists():
+        return
+    with open(metrics, "r+b") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        while end and handle.seek(end - 1) is not None and handle.read(1) != b"\n":
+            end -= 1
+        handle.truncate(end)
 
-    A last line that a kill cut short is left out.
+
+def read_rows(metrics: Path) -> list[dict[str, Any]]:
+    """All rows of a `metrics.jsonl` by step; where steps were redone after a restart, the highest attempt's rows win.
+
+    A step may have one row of each kind: training, validation, checkpoint. A last line that a kill cut short is left
+    out.
     """
-    rows: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
     with open(metrics, encoding="utf-8") as lines:
         for line in lines:
             if not line.endswith("\n"):
                 break
             row = json.loads(line)
-            kind = frozenset(key.split("/")[0] for key in row if "/" in key and not key.startswith("train/tokens"))
+            kind = next((key.split("/")[0] for key in row if "/" in key and key != "train/tokens"), "")
             rows[row["step"], kind] = row
     return sorted(rows.values(), key=lambda row: row["step"])

@@ -8,10 +8,12 @@ written to a hidden directory beside its place, synced, checksummed by all ranks
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import save as torch_save
+from torch.distributed.checkpoint.api import CheckpointException
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
 from job import manifest
@@ -83,44 +86,26 @@ def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: 
     consumed samples and tokens, config, data). Raises `InputError` on every rank where any rank cannot write.
     """
     temporary = path.with_name(f".{path.name}.writing")
-    problem = None
-    if dist.get_rank() == 0:
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            problem = _cannot_write(path, error)
-    mesh.raise_together(problem)
     try:
-        state = _state(model, loading=False)
-        strategy = FullyParallelSaveStrategyWrapper(
-            _DirectSave("torch_dist", 1, thread_count=1),
-            parallel_state.get_data_parallel_group(with_context_parallel=True),
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dist_checkpointing.save(state, str(temporary), strategy, content_metadata=dict(_SHARDING))
-        (temporary / "random").mkdir(exist_ok=True)
-        torch.save(_random_state(), temporary / "random" / f"rank-{dist.get_rank():05d}.pt")
-        if dist.get_rank() == 0:
-            (temporary / "hf").mkdir()
-            for file in hugging_face.iterdir():
-                if file.suffix != ".safetensors":
-                    shutil.copyfile(file, temporary / "hf" / file.name)
-    except Exception as error:  # torch wraps a rank's OSError in its own exception, told to all ranks
-        problem = _cannot_write(path, error)
-    mesh.raise_together(problem)
-    files = _checksums(temporary)
-    if dist.get_rank() == 0:
-        try:
-            body = {"layout": vars(layout), "world_size": dist.get_world_size(), "files": files}
-            manifest.write(temporary, STAGE, content.pop("config", {}), content.pop("inputs", []), content | body)
+        mesh.together(lambda: _on_first_rank(path, lambda: _make_empty(temporary)))
+        with _explained(path):
+            _write_tensors(temporary, model)
+        mesh.together(lambda: _write_small_files(path, temporary, hugging_face))
+        files = _checksums(path, temporary)
+        body = {"layout": vars(layout), "world_size": dist.get_world_size(), "files": files}
+        config, inputs = content.pop("config", {}), content.pop("inputs", [])
+
+        def finish() -> None:
+            manifest.write(temporary, STAGE, config, inputs, content | body)
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
             fsync_directory(path.parent)
-        except (OSError, InputError) as error:
-            problem = _cannot_write(path, error)
-    mesh.raise_together(problem)
+
+        mesh.together(lambda: _on_first_rank(path, finish))
+    except InputError:
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+        raise
     return sum(entry["bytes"] for entry in files.values())
 
 
@@ -129,18 +114,19 @@ def verify(path: Path) -> dict[str, Any]:
 
     Returns the manifest. Raises `InputError` on all ranks, naming the damaged file.
     """
-    problem, body = None, {}
-    try:
+
+    def check() -> dict[str, Any]:
         body = manifest.read(path, STAGE)
+        if not isinstance(body.get("files"), dict):
+            raise InputError(f"{path / manifest.NAME} has no list of files; restore it from where it was made")
         world, rank = dist.get_world_size(), dist.get_rank()
         for index, (name, expected) in enumerate(sorted(body["files"].items())):
             if index % world == rank:
                 _verify_file(path / name, expected)
         SafeMetadataReader(path).read_metadata()  # refuses a pickle that holds more than checkpoint metadata
-    except InputError as error:
-        problem = str(error)
-    mesh.raise_together(problem)
-    return body
+        return body
+
+    return mesh.together(check)
 
 
 def load(path: Path, model: Model, layout: Layout) -> None:
@@ -170,6 +156,55 @@ def load(path: Path, model: Model, layout: Layout) -> None:
         model.optimizer.reload_model_params()
     if body.get("layout") == vars(layout) and body.get("world_size") == dist.get_world_size():
         _restore_random_state(torch.load(path / "random" / f"rank-{dist.get_rank():05d}.pt", weights_only=True))
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _write_tensors(directory: Path, model: Model) -> None:
+    """Weights and optimizer, each rank its part; collective."""
+    state = _state(model, loading=False)
+    strategy = FullyParallelSaveStrategyWrapper(
+        _DirectSave("torch_dist", 1, thread_count=1),
+        parallel_state.get_data_parallel_group(with_context_parallel=True),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dist_checkpointing.save(state, str(directory), strategy, content_metadata=dict(_SHARDING))
+
+
+def _write_small_files(path: Path, directory: Path, hugging_face: Path) -> None:
+    """This rank's random state and, on the first, the model's config and tokenizer."""
+    with _explained(path):
+        (directory / "random").mkdir(exist_ok=True)
+        torch.save(_random_state(), directory / "random" / f"rank-{dist.get_rank():05d}.pt")
+        if dist.get_rank() == 0:
+            (directory / "hf").mkdir()
+            for file in hugging_face.iterdir():
+                if file.suffix != ".safetensors":
+                    shutil.copyfile(file, directory / "hf" / file.name)
+
+
+def _on_first_rank(path: Path, function: Callable[[], None]) -> None:
+    if dist.get_rank() == 0:
+        with _explained(path):
+            function()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """A failed write as one sentence; an error of a collective passes."""
+    try:
+        yield
+    except CheckpointException as error:  # a BaseException, which torch raises on all ranks where it failed on any
+        causes = [failure[0] for failure in error.failures.values()]
+        raise InputError(_cannot_write(path, causes), everywhere=True) from error
+    except (OSError, RuntimeError) as error:
+        if mesh.is_lost_contact(error):
+            raise
+        raise InputError(_cannot_write(path, [error])) from error
 
 
 def _state(model: Model, loading: bool) -> dict[str, Any]:
@@ -207,15 +242,21 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(state["model_parallel"])
 
 
-def _checksums(directory: Path) -> dict[str, dict[str, Any]]:
+def _checksums(path: Path, directory: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every file, each rank reading its share; files are synced to disk on the way."""
-    names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
-    mine = {}
-    for name in names[dist.get_rank() :: dist.get_world_size()]:
-        file = directory / name
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-        mine[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+
+    def share() -> dict[str, dict[str, Any]]:
+        names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
+        mine = {}
+        with _explained(path):
+            for name in names[dist.get_rank() :: dist.get_world_size()]:
+                file = directory / name
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+                mine[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        return mine
+
+    mine = mesh.together(share)
     parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return dict(sorted((name, entry) for part in parts for name, entry in part.items()))
@@ -231,7 +272,17 @@ def _verify_file(file: Path, expected: dict[str, Any]) -> None:
         raise InputError(f"checkpoint file {file} does not match its SHA-256 in the manifest: it is damaged")
 
 
-def _cannot_write(path: Path, error: Exception) -> str:
-    # the cause of a torch CheckpointException is spread over several lines, the last of which says what happened
-    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    return f"cannot write checkpoint {path}: {reason}; the one before it is untouched"
+def _cannot_write(path: Path, errors: list[BaseException]) -> str:
+    """The system's own words where an error or one behind it has some: torch's file writer hides them."""
+    reasons = [str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__ for error in errors]
+    for error in errors:
+        behind: BaseException | None = error
+        while behind is not None:
+            if isinstance(behind, OSError) and behind.strerror:
+                reasons.insert(0, behind.strerror)
+                break
+            behind = behind.__cause__ or behind.__context__
+    return (
+        f"cannot write checkpoint {path}: {reasons[0]} ({shutil.disk_usage(path.parent).free / 1e9:.1f} GB free); "
+        "earlier ones are untouched: make room and start the same command again"
+    )

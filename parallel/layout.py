@@ -41,6 +41,7 @@ class Layout:
 
     def data_parallel(self, world_size: int) -> int:
         """Data-parallel size on `world_size` devices; raises `InputError` where they do not divide."""
+        self._check_sizes()
         model = self.tensor * self.pipeline * self.context
         if world_size % model:
             raise InputError(
@@ -49,11 +50,16 @@ class Layout:
             )
         return world_size // model
 
-    def check(self, shape: ModelShape, sequence_length: int) -> None:
-        """Raise `InputError` naming the number that does not divide where the model cannot be cut this way."""
+    def _check_sizes(self) -> None:
         for name in ("tensor", "pipeline", "virtual_pipeline", "context"):
             if getattr(self, name) < 1:
                 raise InputError(f"parallel.{name} must be at least 1, not {getattr(self, name)}")
+        if self.timeout_seconds <= 0:
+            raise InputError(f"parallel.timeout_seconds must be above 0, not {self.timeout_seconds}")
+
+    def check(self, shape: ModelShape, sequence_length: int) -> None:
+        """Raise `InputError` naming the number that does not divide where the model cannot be cut this way."""
+        self._check_sizes()
         for what, number in (
             ("attention heads", shape.heads),
             ("key/value heads", shape.key_value_heads),

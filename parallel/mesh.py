@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import random
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 import numpy as np
@@ -25,7 +27,7 @@ Result = TypeVar("Result")
 def initialize(layout: Layout, seed: int) -> None:
     """Join the job's processes and build the mesh.
 
-    Rank, world size and rendezvous come from torchrun's environment variables. `layout.timeout_seconds` goes to the
+    Rank, world size and rendezvous come from torchrun's environment variables; without them this process is alone. `layout.timeout_seconds` goes to the
     world and to every group of the mesh: with one of the two at its default, a hang would last 30 minutes. Seeds
     Python, numpy and torch from `seed`; megatron-core derives each rank's dropout stream from it.
     """
@@ -33,9 +35,11 @@ def initialize(layout: Layout, seed: int) -> None:
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    everywhere(lambda: layout.data_parallel(int(os.environ["WORLD_SIZE"])))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout)
-    layout.data_parallel(dist.get_world_size())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parallel_state.initialize_model_parallel(
@@ -56,6 +60,42 @@ def shutdown() -> None:
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def everywhere(function: Callable[[], Result]) -> Result:
+    """`function()`; an `InputError` of it is one that every rank raises by itself, so that only the first prints it."""
+    try:
+        return function()
+    except InputError as error:
+        error.everywhere = True
+        raise
+
+
+# How gloo, NCCL and the rendezvous store say it; torch gives gloo's errors no type of their own.
+_LOST_CONTACT = re.compile(r"[Tt]imed out|[Tt]imeout|[Cc]onnection (closed|reset|refused|was)|Broken pipe|pair closure")
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed because another rank ended, hangs, or cannot be reached."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or _LOST_CONTACT.search(str(error)) is not None
+    )
+
+
+@contextlib.contextmanager
+def explain_lost_contact(layout: Layout) -> Iterator[None]:
+    """Turn such an error into an `InputError`: the cause is told by another rank, not by this one's traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_contact(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        if "imed out" in reason or "imeout" in reason:
+            what = f"waited {layout.timeout_seconds:g} s (parallel.timeout_seconds) for another rank, which hangs"
+        else:
+            what = "lost another rank, which has ended; its own message says why"
+        raise InputError(f"{what} ({reason}). Start the same command again to continue") from error
 
 
 def raise_together(problem: str | None) -> None:

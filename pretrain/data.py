@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from data_shards.mixture import Source, TrainingOrder
-from job.errors import InputError
-from parallel.shape import ModelShape
-from pretrain.config import DataConfig
+from data_shards.mixture import TrainingOrder
 
 from megatron.core import parallel_state
 
 Batch = dict[str, torch.Tensor]
-
-
-def open_order(config: DataConfig, shape: ModelShape) -> TrainingOrder:
-    """Open the corpora; raises `InputError` where they do not fit the model."""
-    sources = [
-        Source(source.name or Path(source.path).resolve().name, Path(source.path), source.weight)
-        for source in config.sources
-    ]
-    order = TrainingOrder(sources, config.sequence_length, config.seed)
-    if order.tokenizer.vocab_size > shape.vocabulary:
-        raise InputError(
-            f"the shards were tokenised with {order.tokenizer.path} ({order.tokenizer.vocab_size} tokens), but the "
-            f"model has only {shape.vocabulary}: build the shards with the model's own tokenizer"
-        )
-    if config.sequence_length > shape.positions:
-        raise InputError(
-            f"data.sequence_length {config.sequence_length} is more than the model's {shape.positions} positions"
-        )
-    return order
 
 
 def training_batches(
@@ -47,8 +24,7 @@ def training_batches(
     """
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     for start in range(first_sample + rank * micro_batch, first_sample + global_batch, size * micro_batch):
-        windows = [order.sample(number).tokens for number in range(start, start + micro_batch)]
-        yield to_batch(np.stack(windows), None, device)
+        yield to_batch(order.batch(start, micro_batch), None, device)
 
 
 def to_batch(windows: np.ndarray, mask: np.ndarray | None, device: torch.device) -> Batch:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_shards.mixture import Source, TrainingOrder
-from job import manifest
 from job.config import dump
 from job.directory import RunDirectory
-from job.errors import InputError
-from parallel.shape import read_shape
 from pretrain.config import PretrainConfig
+from pretrain.inputs import open_inputs
 
 
 def describe(config: PretrainConfig) -> str:
@@ -21,23 +18,11 @@ def describe(config: PretrainConfig) -> str:
     for whatever would stop the run itself.
     """
     layout, train, data = config.parallel, config.train, config.data
-    manifest.read(Path(config.model.path), "checkpoint")
-    shape = read_shape(Path(config.model.path) / "hf")
-    layout.check(shape, data.sequence_length)
     replica = layout.tensor * layout.pipeline * layout.context
     world = int(os.environ.get("WORLD_SIZE", replica))
-    micro_batches = layout.micro_batches(train.global_batch, train.micro_batch, world)
-    order = TrainingOrder(
-        [Source(s.name or Path(s.path).resolve().name, Path(s.path), s.weight) for s in data.sources],
-        data.sequence_length,
-        data.seed,
-    )
-    if order.tokenizer.vocab_size > shape.vocabulary:
-        raise InputError(
-            f"the shards' tokenizer has {order.tokenizer.vocab_size} tokens, the model only {shape.vocabulary}"
-        )
+    inputs = open_inputs(config, world)
+    shape, order, steps = inputs.shape, inputs.order, inputs.steps
     tokens = order.tokens()
-    steps = config.steps(sum(tokens.values()))
     epochs = order.epochs(steps * train.global_batch)
     run = RunDirectory(Path(config.directory))
     lines = [
@@ -46,7 +31,7 @@ def describe(config: PretrainConfig) -> str:
         f"{layout.stages(shape.layers)}",
         f"layout      {layout.describe(world)} on {world} processes",
         f"step        {train.global_batch} x {data.sequence_length} = {config.tokens_per_step:,} tokens, "
-        f"{micro_batches} micro-batches of {train.micro_batch} on each data-parallel rank",
+        f"{inputs.micro_batches} micro-batches of {train.micro_batch} on each data-parallel rank",
         f"run         {steps:,} steps, {steps * config.tokens_per_step:,} tokens, "
         f"{steps * config.tokens_per_step * shape.flops_per_token(data.sequence_length):.3g} model FLOPs",
         *(

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -17,20 +16,19 @@ import torch
 import torch.distributed as dist
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from data_shards.mixture import TrainingOrder
-from data_shards.order import ValidationWindows, first_difference
-from data_shards.validation import validation_sources
+from data_shards.order import first_difference
 from job import config as configs
-from job import manifest
 from job.directory import RunDirectory, RunLock
 from job.errors import InputError
 from job.stop import StopRequest
 from job.track import Tracker
 from parallel import checkpoint, mesh, model, optimizer
+from parallel.checkpoint_files import MODEL_FOLDER
 from parallel.flops import peak_teraflops
-from parallel.shape import ModelShape, read_shape
+from parallel.shape import read_shape
 from pretrain.config import PretrainConfig
-from pretrain.data import open_order, training_batches
+from pretrain.data import training_batches
+from pretrain.inputs import open_inputs
 from pretrain.report import console_line, plot_loss
 from pretrain.schedule import learning_rate
 from pretrain.step import run_schedule
@@ -56,25 +54,12 @@ class Trainer:
     def __init__(self, config: PretrainConfig, run: RunDirectory, attempt: int) -> None:
         self.config, self.run, self.attempt = config, run, attempt
         self.layout, self.device, self.progress = config.parallel, mesh.device(), Progress()
-        mesh.together(self._open)
+        inputs = mesh.together(lambda: open_inputs(config, dist.get_world_size()))
+        self.hugging_face, self.references = inputs.hugging_face, inputs.references
+        self.shape, self.order, self.validation = inputs.shape, inputs.order, inputs.validation
+        self.micro_batches, self.steps = inputs.micro_batches, inputs.steps
         self.parts = self._build()
         self._restore()
-
-    def _open(self) -> None:
-        """Read sizes and manifests, and refuse what does not fit; every rank by itself."""
-        config = self.config
-        manifest.read(Path(config.model.path), checkpoint.STAGE)
-        self.hugging_face = Path(config.model.path) / "hf"
-        self.shape: ModelShape = read_shape(self.hugging_face)
-        self.layout.check(self.shape, config.data.sequence_length)
-        self.micro_batches = self.layout.micro_batches(
-            config.train.global_batch, config.train.micro_batch, dist.get_world_size()
-        )
-        self.order: TrainingOrder = open_order(config.data, self.shape)
-        self.validation: dict[str, ValidationWindows] = validation_sources(
-            {source.name: source.directory for source in self.order.sources}, config.data.sequence_length
-        )
-        self.steps = config.steps(sum(self.order.tokens().values()))
 
     def _build(self) -> checkpoint.Model:
         train, settings = self.config.train, self.config.optimizer
@@ -101,27 +86,58 @@ class Trainer:
 
     def _restore(self) -> None:
         """Continue from the newest checkpoint that is whole, or start from the model that the config names."""
-        for path in _agreed(self.run.complete_checkpoints()):
+        damaged: list[tuple[Path, str]] = []
+        found, expected = _from_first_rank(self.run.checkpoint_directories(), self.run.latest.exists())
+        for path in found:
             try:
                 body = checkpoint.verify(path)
             except InputError as error:
                 log.warning("%s; trying the checkpoint before it", error)
+                damaged.append((path, str(error)))
                 continue
-            difference = first_difference(body["data"], self.order.fingerprint())
-            if difference:
-                raise InputError(
-                    f"{path} was trained on other data: {difference}; restore that data, or start a new run directory",
-                    everywhere=True,
-                )
+            mesh.everywhere(lambda path=path, body=body: self._check_continuation(path, body))  # type: ignore[misc]
             checkpoint.load(path, self.parts, self.layout)
             self.progress = Progress(body["step"], body["consumed_samples"], body["consumed_tokens"])
             log.info("continuing from %s: step %d, %d tokens", path, self.progress.step, self.progress.tokens)
+            mesh.together(lambda path=path: self._tidy(path, [other for other, _ in damaged]))  # type: ignore[misc]
             return
+        if damaged or expected:
+            why = damaged[0][1] if damaged else f"{self.run.latest} names one, but there is none"
+            raise InputError(
+                f"no checkpoint in {self.run.checkpoints} is whole ({why}); restore one from a copy, or start again in "
+                "a new run directory",
+                everywhere=True,
+            )
         start = Path(self.config.model.path)
         checkpoint.verify(start)
         checkpoint.load(start, checkpoint.Model(self.parts.chunks, None), self.layout)
         self.parts.optimizer.reload_model_params()  # type: ignore[union-attr]
         log.info("starting from %s: %s parameters", start, f"{self.shape.parameters:,}")
+
+    def _check_continuation(self, path: Path, body: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint of another model or other data."""
+        if not {"step", "consumed_samples", "consumed_tokens", "data"} <= body.keys():
+            raise InputError(f"{path} is not a checkpoint of a pretraining run; move it out of {path.parent}")
+        if read_shape(path / MODEL_FOLDER) != self.shape:
+            raise InputError(
+                f"{path} holds another model than model.path {self.config.model.path}; name the model that this run "
+                "was started with, or a new run directory"
+            )
+        if difference := first_difference(body["data"], self.order.fingerprint()):
+            raise InputError(
+                f"{path} was trained on other data: {difference}; restore that data, or start a new run directory"
+            )
+
+    def _tidy(self, continued: Path, damaged: list[Path]) -> None:
+        """On the first rank: move damaged checkpoints out of the way, and let `latest` name the one in use."""
+        if mesh.is_logging_rank():
+            for path in damaged:
+                try:
+                    log.warning("moved to %s", self.run.set_aside(path))
+                except OSError as error:
+                    raise InputError(f"cannot move the damaged checkpoint {path}: {error.strerror}") from None
+            if not self.run.latest.exists() or self.run.latest.read_text().strip() != continued.name:
+                self.run.point_latest(continued)
 
     def step(self) -> dict[str, float]:
         """One optimizer step; returns its metrics. Raises `InputError` before a non-finite step reaches the weights."""
@@ -177,8 +193,7 @@ class Trainer:
         path = self.run.checkpoint(self.progress.step)
         content = {
             "config": configs.as_dict(self.config),
-            "inputs": [manifest.reference(Path(source.path)) for source in self.config.data.sources]
-            + [manifest.reference(Path(self.config.model.path))],
+            "inputs": self.references,
             "step": self.progress.step,
             "consumed_samples": self.progress.samples,
             "consumed_tokens": self.progress.tokens,
@@ -186,8 +201,8 @@ class Trainer:
             "data": self.order.fingerprint(),
         }
         size = checkpoint.save(path, self.parts, self.layout, self.hugging_face, content)
+        mesh.together(lambda: self.run.point_latest(path) if mesh.is_logging_rank() else None)
         if mesh.is_logging_rank():
-            self.run.point_latest(path)
             self._drop_old_checkpoints()
         seconds = time.monotonic() - began
         return {"checkpoint/stall_s": seconds, "checkpoint/write_s": seconds, "checkpoint/bytes": float(size)}
@@ -196,7 +211,8 @@ class Trainer:
         keep = self.config.checkpoint
         for path in self.run.complete_checkpoints()[keep.keep :] if keep.keep else []:
             if not (keep.keep_every_steps and int(path.name.removeprefix("step-")) % keep.keep_every_steps == 0):
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it is tried again after the next checkpoint
+                    self.run.remove_checkpoint(path)
 
 
 def train(config: PretrainConfig) -> int:
@@ -205,9 +221,10 @@ def train(config: PretrainConfig) -> int:
     Raises `InputError` for whatever a user can mend.
     """
     run = RunDirectory(Path(config.directory))
-    mesh.initialize(config.parallel, config.train.seed)
-    with contextlib.ExitStack() as resources:
+    with mesh.explain_lost_contact(config.parallel), contextlib.ExitStack() as resources:
+        mesh.initialize(config.parallel, config.train.seed)
         attempt = _enter(run, resources)
+        resources.push(_log_error)
         stop = StopRequest(run.stop_file)
         trainer = Trainer(config, run, attempt)
         tracker = None
@@ -226,7 +243,7 @@ def train(config: PretrainConfig) -> int:
             print(_banner(trainer, tracker), flush=True)
         _loop(trainer, tracker, stop)
         if mesh.is_logging_rank():
-            print(f"loss plot: {plot_loss(run)}", flush=True)
+            _plot(run)
     mesh.shutdown()
     return 0
 
@@ -274,6 +291,9 @@ def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
 
 def _log_validation(trainer: Trainer, tracker: Tracker | None) -> None:
     values = trainer.validate()
+    for name, value in values.items():
+        if not math.isfinite(value):  # and so is the model: no checkpoint of it may push out a good one
+            raise InputError(f"step {trainer.progress.step}: {name} is {value}; nothing was saved", everywhere=True)
     if tracker and values:
         tracker.log(trainer.progress.step, values | {"train/tokens": trainer.progress.tokens})
         pairs = [
@@ -353,19 +373,45 @@ def _enter(run: RunDirectory, resources: contextlib.ExitStack) -> int:
     if mesh.is_logging_rank():
         try:
             resources.callback(RunLock(run).release)
+            run.remove_leftovers()
             attempt = [run.next_attempt()]
             run.log_file(attempt[0], 0).parent.mkdir(parents=True)
             run.stop_file.unlink(missing_ok=True)
-        except (InputError, OSError) as error:
+        except InputError as error:
             problem = str(error)
+        except OSError as error:
+            problem = f"run directory {run.path} cannot be written: {error.strerror}; choose another with 'directory'"
     mesh.raise_together(problem)
     dist.broadcast_object_list(attempt, src=0)
-    handlers: list[logging.Handler] = [logging.FileHandler(run.log_file(attempt[0], dist.get_rank()))]
+    handlers: list[logging.Handler] = [mesh.together(lambda: _log_file(run, attempt[0]))]
     if mesh.is_logging_rank():
         handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[1].setLevel(logging.INFO)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
     logging.getLogger("megatron").setLevel(logging.WARNING)
+    log.setLevel(logging.DEBUG)
     return attempt[0]
+
+
+def _log_file(run: RunDirectory, attempt: int) -> logging.Handler:
+    path = run.log_file(attempt, dist.get_rank())
+    try:
+        return logging.FileHandler(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _log_error(kind: Any, error: BaseException | None, traceback: Any) -> None:
+    """Keep what ended this rank in its log file, traceback included; the console gets one sentence."""
+    if error is not None:
+        log.debug("ended by an error", exc_info=error)
+
+
+def _plot(run: RunDirectory) -> None:
+    try:
+        print(f"loss plot: {plot_loss(run)}", flush=True)
+    except OSError as error:  # the run itself is complete
+        log.warning("no loss plot: %s", error)
 
 
 def _agree(*flags: bool) -> list[bool]:
@@ -375,9 +421,9 @@ def _agree(*flags: bool) -> list[bool]:
     return [bool(vote) for vote in votes.tolist()]
 
 
-def _agreed(paths: list[Path]) -> list[Path]:
-    """Rank 0's list on every rank: shared file systems do not show a new file everywhere at once."""
-    box = [paths]
+def _from_first_rank(*values: Any) -> Any:
+    """Rank 0's values on every rank: shared file systems do not show a new file everywhere at once."""
+    box = [values]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
