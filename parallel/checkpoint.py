@@ -12,6 +12,7 @@ import contextlib
 import os
 import random
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -273,16 +274,32 @@ def _verify_file(file: Path, expected: dict[str, Any]) -> None:
 
 
 def _cannot_write(path: Path, errors: list[BaseException]) -> str:
-    """The system's own words where an error or one behind it has some: torch's file writer hides them."""
-    reasons = [str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__ for error in errors]
-    for error in errors:
-        behind: BaseException | None = error
-        while behind is not None:
-            if isinstance(behind, OSError) and behind.strerror:
-                reasons.insert(0, behind.strerror)
-                break
-            behind = behind.__cause__ or behind.__context__
+    reason = next(filter(None, map(_system_error, errors)), None) or _try_writing(path.parent)
+    if reason is None:
+        reason = (str(errors[0]).strip().splitlines() or [type(errors[0]).__name__])[-1]
+    with contextlib.suppress(OSError):
+        reason += f" ({shutil.disk_usage(path.parent).free / 1e9:.1f} GB free)"
     return (
-        f"cannot write checkpoint {path}: {reasons[0]} ({shutil.disk_usage(path.parent).free / 1e9:.1f} GB free); "
-        "earlier ones are untouched: make room and start the same command again"
+        f"cannot write checkpoint {path}: {reason}; earlier ones are untouched: make room and start the same command "
+        "again"
     )
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """The operating system's words, where an error or one behind it has them."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _try_writing(directory: Path) -> str | None:
+    """What the operating system says to another megabyte: torch's file writer does not pass on what it was told."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as handle:
+            handle.write(bytes(1 << 20))
+            os.fsync(handle.fileno())
+    except OSError as error:
+        return error.strerror
+    return None

@@ -27,9 +27,10 @@ Result = TypeVar("Result")
 def initialize(layout: Layout, seed: int) -> None:
     """Join the job's processes and build the mesh.
 
-    Rank, world size and rendezvous come from torchrun's environment variables; without them this process is alone. `layout.timeout_seconds` goes to the
-    world and to every group of the mesh: with one of the two at its default, a hang would last 30 minutes. Seeds
-    Python, numpy and torch from `seed`; megatron-core derives each rank's dropout stream from it.
+    Rank, world size and rendezvous come from torchrun's environment variables; without them this process is alone.
+    `layout.timeout_seconds` goes to the world and to every group of the mesh: with one of the two at its default, a
+    hang would last 30 minutes. Seeds Python, numpy and torch from `seed`; megatron-core derives each rank's dropout
+    stream from it.
     """
     timeout = datetime.timedelta(seconds=layout.timeout_seconds)
     on_cuda = torch.cuda.is_available()

@@ -1,0 +1,1 @@
+"""Runs that are killed, stopped, starved and fed damage, and what is left of them."""
