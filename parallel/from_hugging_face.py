@@ -24,7 +24,7 @@ from torch.futures import Future
 
 from job.errors import InputError
 from job.files import HashingWriter
-from parallel.prefetch import prefetched
+from parallel.prefetch import TwoBuffers, prefetched
 from parallel.safetensors_stream import SafetensorsReader
 from parallel.shape import ModelShape
 from parallel.weights import Weight, megatron_shape, merge, part_shapes, weights
@@ -103,6 +103,8 @@ class _StreamingPlanner(DefaultSavePlanner):
         self._reader = reader
         self._tensor_parallel = tensor_parallel
         self._whole: tuple[str, torch.Tensor] | None = None
+        self._whole_buffers = TwoBuffers()
+        self._piece_buffers = TwoBuffers()
 
     def create_local_plan(self) -> SavePlan:
         """One write item per piece; pieces of a weight follow each other."""
@@ -137,18 +139,30 @@ class _StreamingPlanner(DefaultSavePlanner):
         return [size[weight.tensor_dimension] // count] * count
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-        """The piece itself, contiguous and with storage of its own size."""
+        """The piece itself, contiguous and with storage of its own size; valid until the piece after the next."""
         assert write_item.tensor_data is not None
         name, chunk = write_item.index.fqn, write_item.tensor_data.chunk
         if self._whole is None or self._whole[0] != name:
             self._whole = None  # let go of the last weight before the next is read
-            weight, shape = self.state_dict[name]
-            self._whole = name, merge(weight, [self._reader.load(part) for part in weight.hugging_face], shape)
+            self._whole = name, self._merged(*self.state_dict[name])
         piece = self._whole[1]
         for dimension, (start, length) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
             piece = piece.narrow(dimension, start, length)
-        whole_storage = piece.is_contiguous() and piece.untyped_storage().nbytes() == piece.nbytes
-        return piece if whole_storage else piece.clone(memory_format=torch.contiguous_format)
+        if not piece.is_contiguous():
+            piece = self._piece_buffers.take(tuple(piece.shape), piece.dtype).copy_(piece)
+        if piece.untyped_storage().nbytes() != piece.nbytes:
+            # torch.save writes all of a tensor's storage; through numpy the same memory becomes one of the piece alone
+            own = torch.from_numpy(piece.view(-1).view(torch.uint8).numpy())
+            piece = own.view(piece.dtype).view(piece.shape)
+        return piece
+
+    def _merged(self, weight: Weight, shape: ModelShape) -> torch.Tensor:
+        names, size = weight.hugging_face, megatron_shape(weight, shape)
+        if len(names) == 1 and self._reader.tensors[names[0]].shape == size:
+            return self._reader.load(names[0])
+        whole = self._whole_buffers.take(size, self._reader.tensors[names[0]].dtype)
+        merge(weight, (self._reader.load(name) for name in names), shape, whole)
+        return whole
 
 
 class _StreamingWriter(checkpoint.FileSystemWriter):

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from job.errors import InputError
 from job.files import write_json
 from parallel.checkpoint_files import verify_file
-from parallel.prefetch import prefetched
+from parallel.prefetch import TwoBuffers, prefetched
 from parallel.safe_reader import SafeMetadataReader
 from parallel.safetensors_stream import INDEX_FILE, SINGLE_FILE, SafetensorsWriter, TensorInfo
 from parallel.shape import ModelShape
@@ -46,6 +46,7 @@ class CheckpointWeights:
     def __init__(self, directory: Path, files: dict[str, dict[str, Any]], shape: ModelShape) -> None:
         self._directory = directory
         self._unproven = dict(files)
+        self._buffers = TwoBuffers()
         self._shape = shape
         self._prove(".metadata")
         self._reader = SafeMetadataReader(directory)
@@ -76,11 +77,14 @@ class CheckpointWeights:
         return sorted(planned, key=lambda entry: -entry.parts[0].dtype.itemsize)
 
     def load(self, planned: PlannedWeight) -> list[torch.Tensor]:
-        """The Hugging Face tensors of one weight, in the order and dtype of its parts."""
+        """The Hugging Face tensors of one weight, in the order and dtype of its parts.
+
+        They may lie in memory that the call after the next uses again.
+        """
         key = planned.weight.megatron
         for name in self._places[key]:
             self._prove(name)
-        whole = torch.empty(megatron_shape(planned.weight, self._shape), dtype=planned.stored)
+        whole = self._buffers.take(megatron_shape(planned.weight, self._shape), planned.stored)
         checkpoint.load({key: whole}, storage_reader=self._reader, no_dist=True)
         parts = split(planned.weight, whole, self._shape)
         return [part.to(info.dtype) for part, info in zip(parts, planned.parts, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,35 +85,34 @@ def megatron_shape(weight: Weight, shape: ModelShape) -> tuple[int, ...]:
     return (sum(part[0] for part in parts), *parts[0][1:])
 
 
-def merge(weight: Weight, parts: Sequence[torch.Tensor], shape: ModelShape) -> torch.Tensor:
-    """Hugging Face parts to the checkpoint's whole tensor; values are copied, never changed.
+def part_views(weight: Weight, whole: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
+    """Views of the checkpoint's whole tensor, one per Hugging Face part, with the part's elements in its order.
 
     Query, key and value rows are interleaved by key/value group ([q of the group..., k, v] per group), so that a cut
-    between groups keeps each query with its key: Megatron-LM's layout.
+    between groups keeps each query with its key: Megatron-LM's layout. Their views have the row dimension taken apart
+    into [groups, heads of the group, head size]; all others have the part's own shape.
     """
-    if weight.kind == "same":
-        return parts[0]
-    if weight.kind == "vocabulary":
-        whole = parts[0].new_zeros(shape.padded_vocabulary, shape.hidden)
-        whole[: shape.vocabulary] = parts[0]
-        return whole
-    if weight.kind == "gate_up":
-        return torch.cat(list(parts))
-    groups, width = shape.key_value_heads, shape.head_size
-    query, key, value = (part.reshape(groups, -1, width, *part.shape[1:]) for part in parts)
-    return torch.cat([query, key, value], dim=1).reshape(-1, *parts[0].shape[1:])
-
-
-def split(weight: Weight, whole: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
-    """The inverse of `merge`: the checkpoint's whole tensor to contiguous Hugging Face parts."""
     if weight.kind == "same":
         return [whole]
     if weight.kind == "vocabulary":
         return [whole[: shape.vocabulary]]
     if weight.kind == "gate_up":
         return list(whole.chunk(2))
-    groups, width = shape.key_value_heads, shape.head_size
+    groups = shape.key_value_heads
     queries = shape.heads // groups
-    rows = whole.reshape(groups, queries + 2, width, *whole.shape[1:])
-    pieces = (rows[:, :queries], rows[:, queries], rows[:, queries + 1])
-    return [piece.reshape(-1, *whole.shape[1:]).contiguous() for piece in pieces]
+    rows = whole.view(groups, queries + 2, shape.head_size, *whole.shape[1:])
+    return [rows[:, :queries], rows[:, queries : queries + 1], rows[:, queries + 1 :]]
+
+
+def merge(weight: Weight, parts: Iterable[torch.Tensor], shape: ModelShape, whole: torch.Tensor) -> None:
+    """Copy Hugging Face parts into the checkpoint's whole tensor, one part at a time; padding rows become zeros."""
+    if weight.kind == "vocabulary":
+        whole[shape.vocabulary :].zero_()
+    for view, part in zip(part_views(weight, whole, shape), parts, strict=True):
+        view.copy_(part.view(view.shape))
+
+
+def split(weight: Weight, whole: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
+    """The inverse of `merge`: Hugging Face parts, which share memory with `whole` where their rows lie together."""
+    views = part_views(weight, whole, shape)
+    return [view.reshape(part) for view, part in zip(views, part_shapes(weight, shape), strict=True)]

@@ -248,7 +248,7 @@ def _inline(element: etree._Element, pieces: list[str]) -> None:
         formula = next(element.iter(MATHML + "math"), None)
         if formula is not None:
             pieces.append(f" {linear_formula(formula).strip()} ")
-    elif tag in ("email", "inline-graphic") or (tag == "ext-link" and not "".join(element.itertext()).strip()):
+    elif tag in ("email", "inline-graphic") or (tag == "ext-link" and not element.xpath("normalize-space()")):
         pieces.append(CITATION)  # an address, a formula as a picture: takes its empty brackets along
     elif tag in _DROPPED:
         return
