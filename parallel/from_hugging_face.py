@@ -161,8 +161,7 @@ class _StreamingPlanner(DefaultSavePlanner):
         if len(names) == 1 and self._reader.tensors[names[0]].shape == size:
             return self._reader.load(names[0])
         whole = self._whole_buffers.take(size, self._reader.tensors[names[0]].dtype)
-        merge(weight, (self._reader.load(name) for name in names), shape, whole)
-        return whole
+        return merge(weight, (self._reader.load(name) for name in names), shape, whole)
 
 
 class _StreamingWriter(checkpoint.FileSystemWriter):

@@ -104,12 +104,21 @@ def part_views(weight: Weight, whole: torch.Tensor, shape: ModelShape) -> list[t
     return [rows[:, :queries], rows[:, queries : queries + 1], rows[:, queries + 1 :]]
 
 
-def merge(weight: Weight, parts: Iterable[torch.Tensor], shape: ModelShape, whole: torch.Tensor) -> None:
-    """Copy Hugging Face parts into the checkpoint's whole tensor, one part at a time; padding rows become zeros."""
+def merge(
+    weight: Weight, parts: Iterable[torch.Tensor], shape: ModelShape, whole: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Copy Hugging Face parts into the checkpoint's whole tensor, one part at a time; padding rows become zeros.
+
+    `whole` is filled where it is given, so that parts can be read lazily and memory used again; else it is new.
+    """
+    if whole is None:
+        parts = list(parts)
+        whole = parts[0].new_empty(megatron_shape(weight, shape))
     if weight.kind == "vocabulary":
         whole[shape.vocabulary :].zero_()
     for view, part in zip(part_views(weight, whole, shape), parts, strict=True):
         view.copy_(part.view(view.shape))
+    return whole
 
 
 def split(weight: Weight, whole: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:

@@ -412,7 +412,7 @@ def peak():
 
 source, checkpoint, exported = map(Path, sys.argv[1:])
 start = peak()
-import_model(source, checkpoint)
+import_model(source, checkpoint, tensor=2)
 after_import = peak()
 export_model(checkpoint, exported)
 print(after_import - start, peak() - start)
@@ -431,7 +431,11 @@ def test_memory_holds_a_few_tensors_not_the_model(tmp_path):
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    tensors = {name: torch.full(value.shape, 0.5, dtype=torch.bfloat16) for name, value in model.state_dict().items()}
+    pattern = torch.randn(1 << 20).bfloat16()
+    tensors = {}
+    for index, (name, value) in enumerate(model.state_dict().items()):
+        repeats = -(-value.numel() // pattern.numel())
+        tensors[name] = pattern.roll(index).repeat(repeats)[: value.numel()].reshape(value.shape).clone()
     (tmp_path / "source").mkdir()
     save_file(tensors, tmp_path / "source" / "model.safetensors", {"format": "pt"})
     config.save_pretrained(tmp_path / "source")
@@ -442,6 +446,8 @@ def test_memory_holds_a_few_tensors_not_the_model(tmp_path):
     largest = max(tensor.nbytes for tensor in tensors.values())
     for extra in map(int, result.stdout.split()[-2:]):
         assert extra <= 3 * largest + 100e6 < size / 4, f"{extra / 1e6:.0f} MB"
+    # large enough that reading ahead into memory used again would show a race
+    assert_same_tensors(stored_tensors(tmp_path / "exported"), tensors)
 
 
 def test_reading_ahead_keeps_order_and_raises_at_the_item():
