@@ -130,7 +130,7 @@ class TrackingConfig:
     """Weights & Biases; `metrics.jsonl` is always written."""
 
     project: str = "biomedgpt"
-    """W&B project"""
+    """project that the W&B run belongs to"""
     name: str | None = None
     """W&B run name; unset: the run directory's name"""
     mode: Mode = "auto"

@@ -5,11 +5,13 @@ import signal
 import time
 
 import pytest
+import wandb  # noqa: F401  (imported before ranks are forked: it takes a second)
 
 from job.track import read_rows
+from pretrain.config import TrackingConfig
 from tests.faults.jobs import ForkedJob, complete_job, samples_in_order
 from tests.faults.runs import IN_ORDER, LAYOUTS, STEPS, config_of, final
-from tests.training import assert_equal_checkpoints, losses, metrics_rows
+from tests.training import assert_equal_checkpoints, losses, make_config, metrics_rows
 
 
 @pytest.mark.parametrize("name, kills", [("data2", 2), ("tensor2-pipeline2", 1)])
@@ -59,3 +61,28 @@ def test_killed_and_restarted_at_another_layout(before, after, inputs, undisturb
     curve = losses(read_rows(tmp_path / "run" / "metrics.jsonl"))
     assert curve == pytest.approx(losses(metrics_rows(undisturbed("data2"))), abs=1e-4)
     assert samples_in_order(tmp_path / "run") == IN_ORDER
+
+
+def test_killed_run_keeps_every_printed_row_and_leaves_no_process(inputs, tmp_path):
+    """W&B's file loses its tail in a crash, metrics.jsonl does not, and it reads back after a cut."""
+    config = make_config(tmp_path / "run", inputs, steps=300, tracking=TrackingConfig(mode="offline"))
+    config.train.validate_at_start = False
+    with ForkedJob(1, config) as job:
+        job.wait_for_step(4)
+        job.signal(signal.SIGKILL)
+        job.wait(5)
+        printed = job.output().count("tok/s/device")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    rows = [row for row in read_rows(metrics) if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and 4 <= printed <= len(rows)
+
+    cut = metrics.read_bytes()[:-20]  # as a kill or a power cut in the middle of a write leaves it
+    metrics.write_bytes(cut)
+    assert len(read_rows(metrics)) == len(rows) - 1
+    config.train.steps = 2
+    complete_job(1, config)
+    again = metrics_rows(tmp_path / "run")  # every line parses: the cut one is gone, the new ones follow
+    assert [row["attempt"] for row in again[: len(rows) - 1]] == [1] * (len(rows) - 1)
+    assert [row["step"] for row in again[len(rows) - 1 :] if "train/loss" in row] == [1, 2]
+    best = {row["step"]: row["attempt"] for row in read_rows(metrics) if "train/loss" in row}
+    assert best[1] == best[2] == 2 and best[3] == 1

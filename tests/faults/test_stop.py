@@ -1,4 +1,4 @@
-"""Asked to stop, by a signal to any rank or by a file: checkpoint at a step boundary, exit 0, the same weights after."""
+"""Asked to stop, by a signal to any rank or by a file: checkpoint at a step boundary, exit 0, same weights after."""
 
 import re
 import signal
