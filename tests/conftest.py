@@ -11,6 +11,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("BIOMEDGPT_TEST_DATA", REPOSITORY.parent / "shared" / "data" / "open"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption("--write-losses", action="store_true", help="write tests/assets/losses/*.txt from this run")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real articles, tokenizers and checkpoints; skips the test where a user's clone has none.

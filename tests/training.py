@@ -63,6 +63,12 @@ def metrics_rows(directory):
         return [json.loads(line) for line in lines]
 
 
+def training_tokens(shards) -> int:
+    """Tokens of the training split, summed over the manifest's shards."""
+    body = json.loads((Path(shards) / "manifest.json").read_text())
+    return sum(shard["tokens"] for shard in body["splits"]["train"])
+
+
 def losses(rows):
     """The training losses of rows, in their order."""
     return [row["train/loss"] for row in rows if "train/loss" in row]

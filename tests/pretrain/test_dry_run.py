@@ -12,7 +12,7 @@ from parallel.layout import Layout
 from pretrain.config import CheckpointConfig, PretrainConfig
 from tests.conftest import REPOSITORY
 from tests.faults.jobs import complete_job
-from tests.training import make_config
+from tests.training import make_config, training_tokens
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -44,19 +44,20 @@ def config_file(inputs, tmp_path):
     return tmp_path / "pretrain.toml"
 
 
-def test_says_layout_tokens_epochs_and_checkpoints(config_file, tmp_path):
+def test_says_layout_tokens_epochs_and_checkpoints(config_file, inputs, tmp_path):
     result, seconds = run_dry(str(config_file), "--dry-run", WORLD_SIZE="8")
     assert result.returncode == 0 and seconds < 10, result.stderr
     lines = {line.split(" ")[0]: " ".join(line.split()[1:]) for line in result.stdout.splitlines() if line}
     assert lines["layout"] == "tensor 2 (sequence parallel) x pipeline 2 x data 2 on 8 processes"
     assert lines["step"].startswith("8 x 128 = 1,024 tokens, 2 micro-batches of 2")
     assert lines["model"] == "llama, 260,032 parameters, 5 layers in stages of [3, 2]"
-    # 500,219 training tokens, twice, over 1,024 a step
-    assert lines["run"].startswith("977 steps, 1,000,448 tokens,")
-    assert lines["source"] == "articles: 500,219 tokens, weight 1.000, 2.00 epochs"
+    tokens = training_tokens(inputs.shards)
+    steps = -(-2 * tokens // 1024)
+    assert lines["run"].startswith(f"{steps} steps, {steps * 1024:,} tokens,")
+    assert lines["source"] == f"articles: {tokens:,} tokens, weight 1.000, 2.00 epochs"
     assert lines["checkpoints"] == (
-        "20 by step (step-00000050, step-00000100, step-00000150, ... step-00000977), and one every 30 minutes; "
-        "the newest 3 kept"
+        f"{-(-steps // 50)} by step (step-00000050, step-00000100, step-00000150, ... step-{steps:08d}), and one every "
+        "30 minutes; the newest 3 kept"
     )
     assert lines["directory"] == f"{tmp_path / 'run'}: would start"
     assert not (tmp_path / "run").exists()  # it touched nothing

@@ -14,7 +14,7 @@ from wandb.proto import wandb_internal_pb2
 
 from pretrain.config import CheckpointConfig, TrackingConfig
 from tests.faults.jobs import complete_job
-from tests.training import BATCH, SEQUENCE, make_config, metrics_rows
+from tests.training import BATCH, SEQUENCE, make_config, metrics_rows, training_tokens
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 TRAINING = {
@@ -94,7 +94,7 @@ def names(row):
     return {key for key in row if "/" in key}
 
 
-def test_rows_have_the_documented_names(tracked):
+def test_rows_have_the_documented_names(tracked, inputs):
     rows = metrics_rows(tracked)
     kinds = [names(row) for row in rows]
     training = [row for row in rows if "train/loss" in row]
@@ -105,7 +105,7 @@ def test_rows_have_the_documented_names(tracked):
     for row in training:
         assert row["first_sample"] == (row["step"] - 1) * BATCH and row["last_sample"] == row["step"] * BATCH - 1
         assert row["train/tokens"] == row["step"] * BATCH * SEQUENCE
-        assert row["train/epoch/articles"] == pytest.approx(row["train/tokens"] / 500_219)
+        assert row["train/epoch/articles"] == pytest.approx(row["train/tokens"] / training_tokens(inputs.shards))
     validated = next(row for row in rows if "val/loss/pmc" in row)
     assert validated["val/perplexity/pmc"] == pytest.approx(math.exp(validated["val/loss/pmc"]))
     assert validated["step"] == 0 and validated["train/tokens"] == 0
