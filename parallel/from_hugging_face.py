@@ -29,8 +29,8 @@ from parallel.safetensors_stream import SafetensorsReader
 from parallel.shape import ModelShape
 from parallel.weights import Weight, megatron_shape, merge, part_shapes, weights
 
-# A new file is begun beyond this size, so that no file is too large to copy or to check again alone.
-_FILE_BYTES = 4 << 30
+# A new file is begun beyond this size: export checks one file while it writes what came from the one before.
+_FILE_BYTES = 1 << 30
 
 # Derived from the config, yet stored by some old checkpoints.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from job.errors import InputError
 from job.files import write_json
 from parallel.checkpoint_files import verify_file
+from parallel.direct_reader import DirectReader
 from parallel.prefetch import TwoBuffers, prefetched
-from parallel.safe_reader import SafeMetadataReader
 from parallel.safetensors_stream import INDEX_FILE, SINGLE_FILE, SafetensorsWriter, TensorInfo
 from parallel.shape import ModelShape
 from parallel.weights import Weight, megatron_shape, part_shapes, split, weights
@@ -49,7 +49,7 @@ class CheckpointWeights:
         self._buffers = TwoBuffers()
         self._shape = shape
         self._prove(".metadata")
-        self._reader = SafeMetadataReader(directory)
+        self._reader = DirectReader(directory)
         index = self._reader.read_metadata()
         self._stored = index.state_dict_metadata
         self._places: dict[str, set[str]] = {}
