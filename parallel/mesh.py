@@ -9,7 +9,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -127,3 +127,17 @@ def device() -> torch.device:
 def is_logging_rank() -> bool:
     """True on the one rank that prints and writes metrics."""
     return dist.get_rank() == 0
+
+
+def agree(*flags: bool) -> list[bool]:
+    """Each flag, true on all ranks where it is true on any; collective."""
+    votes = torch.tensor([float(flag) for flag in flags], device=device())
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return [bool(vote) for vote in votes.tolist()]
+
+
+def from_first_rank(*values: Any) -> Any:
+    """Rank 0's values on every rank: shared file systems do not show a new file everywhere at once."""
+    box = [values]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,4 +1,4 @@
-"""The training loop, top-down: join the mesh, open the data, build or continue the model, step until done."""
+"""The training loop, top-down: join the mesh, build or continue the run, step until done or asked to stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,203 +15,17 @@ import torch
 import torch.distributed as dist
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from data_shards.order import first_difference
 from job import config as configs
 from job.directory import RunDirectory, RunLock
 from job.errors import InputError
 from job.stop import StopRequest
 from job.track import Tracker
-from parallel import checkpoint, mesh, model, optimizer
-from parallel.checkpoint_files import MODEL_FOLDER
-from parallel.flops import peak_teraflops
-from parallel.shape import read_shape
+from parallel import mesh
 from pretrain.config import PretrainConfig
-from pretrain.data import training_batches
-from pretrain.inputs import open_inputs
 from pretrain.report import console_line, plot_loss
-from pretrain.schedule import learning_rate
-from pretrain.step import run_schedule
-from pretrain.validate import validate
-
-from megatron.core.distributed import finalize_model_grads
+from pretrain.trainer import Trainer
 
 log = logging.getLogger("pretrain")
-
-
-@dataclass
-class Progress:
-    """How far a run is; what a checkpoint's manifest keeps of it."""
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-
-
-class Trainer:
-    """Everything that a step needs, built once."""
-
-    def __init__(self, config: PretrainConfig, run: RunDirectory, attempt: int) -> None:
-        self.config, self.run, self.attempt = config, run, attempt
-        self.layout, self.device, self.progress = config.parallel, mesh.device(), Progress()
-        inputs = mesh.together(lambda: open_inputs(config, dist.get_world_size()))
-        self.hugging_face, self.references = inputs.hugging_face, inputs.references
-        self.shape, self.order, self.validation = inputs.shape, inputs.order, inputs.validation
-        self.micro_batches, self.steps = inputs.micro_batches, inputs.steps
-        self.parts = self._build()
-        self._restore()
-
-    def _build(self) -> checkpoint.Model:
-        train, settings = self.config.train, self.config.optimizer
-        torch.use_deterministic_algorithms(train.deterministic)
-        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[train.precision]
-        config = model.transformer_config(
-            self.shape, self.layout, dtype, recompute=train.recompute, deterministic=train.deterministic
-        )
-        chunks = model.build(self.shape, config, self.config.data.sequence_length)
-        if train.compile and self.device.type == "cuda":
-            for layer in (layer for chunk in chunks for layer in chunk.decoder.layers):
-                layer.compile(dynamic=False)
-        wrapped = optimizer.wrap(config, chunks, settings.overlap)
-        adamw = optimizer.build(
-            config,
-            wrapped,
-            betas=(settings.beta1, settings.beta2),
-            epsilon=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            overlap=settings.overlap,
-        )
-        config.finalize_model_grads_func = finalize_model_grads
-        return checkpoint.Model(wrapped, adamw)
-
-    def _restore(self) -> None:
-        """Continue from the newest checkpoint that is whole, or start from the model that the config names."""
-        damaged: list[tuple[Path, str]] = []
-        found, expected = _from_first_rank(self.run.checkpoint_directories(), self.run.latest.exists())
-        for path in found:
-            try:
-                body = checkpoint.verify(path)
-            except InputError as error:
-                log.warning("%s; trying the checkpoint before it", error)
-                damaged.append((path, str(error)))
-                continue
-            mesh.everywhere(lambda path=path, body=body: self._check_continuation(path, body))  # type: ignore[misc]
-            checkpoint.load(path, self.parts, self.layout)
-            self.progress = Progress(body["step"], body["consumed_samples"], body["consumed_tokens"])
-            log.info("continuing from %s: step %d, %d tokens", path, self.progress.step, self.progress.tokens)
-            mesh.together(lambda path=path: self._tidy(path, [other for other, _ in damaged]))  # type: ignore[misc]
-            return
-        if damaged or expected:
-            why = damaged[0][1] if damaged else f"{self.run.latest} names one, but there is none"
-            raise InputError(
-                f"no checkpoint in {self.run.checkpoints} is whole ({why}); restore one from a copy, or start again in "
-                "a new run directory",
-                everywhere=True,
-            )
-        start = Path(self.config.model.path)
-        checkpoint.verify(start)
-        checkpoint.load(start, checkpoint.Model(self.parts.chunks, None), self.layout)
-        self.parts.optimizer.reload_model_params()  # type: ignore[union-attr]
-        log.info("starting from %s: %s parameters", start, f"{self.shape.parameters:,}")
-
-    def _check_continuation(self, path: Path, body: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of another model or other data."""
-        if not {"step", "consumed_samples", "consumed_tokens", "data"} <= body.keys():
-            raise InputError(f"{path} is not a checkpoint of a pretraining run; move it out of {path.parent}")
-        if read_shape(path / MODEL_FOLDER) != self.shape:
-            raise InputError(
-                f"{path} holds another model than model.path {self.config.model.path}; name the model that this run "
-                "was started with, or a new run directory"
-            )
-        if difference := first_difference(body["data"], self.order.fingerprint()):
-            raise InputError(
-                f"{path} was trained on other data: {difference}; restore that data, or start a new run directory"
-            )
-
-    def _tidy(self, continued: Path, damaged: list[Path]) -> None:
-        """On the first rank: move damaged checkpoints out of the way, and let `latest` name the one in use."""
-        if mesh.is_logging_rank():
-            for path in damaged:
-                try:
-                    log.warning("moved to %s", self.run.set_aside(path))
-                except OSError as error:
-                    raise InputError(f"cannot move the damaged checkpoint {path}: {error.strerror}") from None
-            if not self.run.latest.exists() or self.run.latest.read_text().strip() != continued.name:
-                self.run.point_latest(continued)
-
-    def step(self) -> dict[str, float]:
-        """One optimizer step; returns its metrics. Raises `InputError` before a non-finite step reaches the weights."""
-        train, adamw = self.config.train, self.parts.optimizer
-        assert adamw is not None
-        for chunk in self.parts.chunks:
-            chunk.zero_grad_buffer()
-        adamw.zero_grad()
-        batches = _Timed(
-            training_batches(self.order, self.progress.samples, train.global_batch, train.micro_batch, self.device)
-        )
-        loss, tokens = run_schedule(
-            self.parts.chunks,
-            batches,
-            self.micro_batches,
-            train.micro_batch,
-            self.config.data.sequence_length,
-            forward_only=False,
-        )
-        norm = optimizer.gradient_norm(adamw)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise InputError(
-                f"step {self.progress.step + 1}: loss {loss} and gradient norm {norm} are not both finite; the weights "
-                f"are untouched. The batch held samples {self.progress.samples} to "
-                f"{self.progress.samples + train.global_batch - 1}",
-                everywhere=True,
-            )
-        peak = self.config.optimizer.lr
-        rate = learning_rate(self.progress.step + 1, self.steps, peak, self.config.schedule)
-        optimizer.set_rates(adamw, rate, self.config.optimizer.weight_decay)
-        optimizer.update(adamw, norm, self.config.optimizer.clip)
-        self.progress.step += 1
-        self.progress.samples += train.global_batch
-        self.progress.tokens += tokens
-        return {
-            "train/loss": loss,
-            "train/grad_norm": norm,
-            "train/lr": rate,
-            "train/tokens": self.progress.tokens,
-            "perf/data_wait_s": batches.seconds,
-        }
-
-    def validate(self) -> dict[str, float]:
-        """Validation loss and perplexity of every source."""
-        train = self.config.train
-        return validate(
-            self.parts.chunks, self.validation, self.layout, train.micro_batch, train.validate_samples, self.device
-        )
-
-    def save(self) -> dict[str, float]:
-        """Write a checkpoint, point `latest` at it, drop those that retention does not keep; returns its metrics."""
-        began = time.monotonic()
-        path = self.run.checkpoint(self.progress.step)
-        content = {
-            "config": configs.as_dict(self.config),
-            "inputs": self.references,
-            "step": self.progress.step,
-            "consumed_samples": self.progress.samples,
-            "consumed_tokens": self.progress.tokens,
-            "optimizer": True,
-            "data": self.order.fingerprint(),
-        }
-        size = checkpoint.save(path, self.parts, self.layout, self.hugging_face, content)
-        mesh.together(lambda: self.run.point_latest(path) if mesh.is_logging_rank() else None)
-        if mesh.is_logging_rank():
-            self._drop_old_checkpoints()
-        seconds = time.monotonic() - began
-        return {"checkpoint/stall_s": seconds, "checkpoint/write_s": seconds, "checkpoint/bytes": float(size)}
-
-    def _drop_old_checkpoints(self) -> None:
-        keep = self.config.checkpoint
-        for path in self.run.complete_checkpoints()[keep.keep :] if keep.keep else []:
-            if not (keep.keep_every_steps and int(path.name.removeprefix("step-")) % keep.keep_every_steps == 0):
-                with contextlib.suppress(OSError):  # it is tried again after the next checkpoint
-                    self.run.remove_checkpoint(path)
 
 
 def train(config: PretrainConfig) -> int:
@@ -250,27 +63,25 @@ def train(config: PretrainConfig) -> int:
 
 def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
     config, progress = trainer.config, trainer.progress
-    meter = _Meter(trainer)
     if config.train.validate_at_start and progress.step == 0:
         _log_validation(trainer, tracker)
     saved_step, saved_at = progress.step, time.monotonic()
     while progress.step < trainer.steps:
-        began = time.monotonic()
         values = trainer.step()
-        meter.add(time.monotonic() - began, values["perf/data_wait_s"])
         last = progress.step == trainer.steps
         if tracker and (progress.step % config.train.log_every == 0 or last):
-            values |= meter.take()
+            values |= trainer.meter.take()
             samples = {
                 "first_sample": progress.samples - config.train.global_batch,
                 "last_sample": progress.samples - 1,
             }
             epochs = {f"train/epoch/{name}": value for name, value in trainer.order.epochs(progress.samples).items()}
             tracker.log(progress.step, values | epochs, **samples)
-            print(console_line(progress.step, trainer.steps, values, meter.seconds_left(progress.step)), flush=True)
+            left = trainer.meter.seconds_left(progress.step)
+            print(console_line(progress.step, trainer.steps, values, left), flush=True)
         if last or (config.train.validate_every and progress.step % config.train.validate_every == 0):
             _log_validation(trainer, tracker)
-        stopping, minutes_due = _agree(
+        stopping, minutes_due = mesh.agree(
             stop.requested(),
             bool(config.checkpoint.every_minutes)
             and time.monotonic() - saved_at >= 60 * config.checkpoint.every_minutes,
@@ -301,70 +112,6 @@ def _log_validation(trainer: Trainer, tracker: Tracker | None) -> None:
             for source in trainer.validation
         ]
         print(f"validation at step {trainer.progress.step:,} | " + " | ".join(pairs), flush=True)
-
-
-class _Meter:
-    """Time and throughput between two console lines."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._world = dist.get_world_size()
-        on_cuda = torch.cuda.is_available()
-        self._peak = peak_teraflops(torch.cuda.get_device_name()) if on_cuda else None
-        self._flops = trainer.shape.flops_per_token(trainer.config.data.sequence_length)
-        self._step_seconds: list[float] = []
-        self._waits: list[float] = []
-        self._began, self._first_step = time.monotonic(), trainer.progress.step
-        self._busy = 0.0
-
-    def add(self, seconds: float, waited: float) -> None:
-        """One step took `seconds`, `waited` of them for data."""
-        self._step_seconds.append(seconds)
-        self._waits.append(waited)
-        self._busy += seconds
-
-    def take(self) -> dict[str, float]:
-        """Metrics since the last call."""
-        mean = sum(self._step_seconds) / len(self._step_seconds)
-        rate = self._trainer.config.tokens_per_step / mean / self._world
-        values = {
-            "perf/step_s": mean,
-            "perf/data_wait_s": sum(self._waits) / len(self._waits),
-            "perf/tokens_per_sec_per_device": rate,
-            "perf/tflops_per_device": rate * self._flops / 1e12,
-            "perf/goodput": self._busy / max(time.monotonic() - self._began, 1e-9),
-        }
-        if self._peak:
-            values["perf/mfu"] = values["perf/tflops_per_device"] / self._peak
-        if torch.cuda.is_available():
-            values["mem/allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            values["mem/reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
-        self._step_seconds.clear()
-        self._waits.clear()
-        return values
-
-    def seconds_left(self, step: int) -> float:
-        """At the pace of this attempt so far, everything included."""
-        pace = (time.monotonic() - self._began) / max(1, step - self._first_step)
-        return pace * (self._trainer.steps - step)
-
-
-class _Timed:
-    """An iterator that knows how long its consumer has waited for it."""
-
-    def __init__(self, items: Any) -> None:
-        self._items = iter(items)
-        self.seconds = 0.0
-
-    def __iter__(self) -> _Timed:
-        return self
-
-    def __next__(self) -> Any:
-        began = time.monotonic()
-        try:
-            return next(self._items)
-        finally:
-            self.seconds += time.monotonic() - began
 
 
 def _enter(run: RunDirectory, resources: contextlib.ExitStack) -> int:
@@ -412,20 +159,6 @@ def _plot(run: RunDirectory) -> None:
         print(f"loss plot: {plot_loss(run)}", flush=True)
     except OSError as error:  # the run itself is complete
         log.warning("no loss plot: %s", error)
-
-
-def _agree(*flags: bool) -> list[bool]:
-    """Each flag, true on all ranks where it is true on any; collective."""
-    votes = torch.tensor([float(flag) for flag in flags], device=mesh.device())
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return [bool(vote) for vote in votes.tolist()]
-
-
-def _from_first_rank(*values: Any) -> Any:
-    """Rank 0's values on every rank: shared file systems do not show a new file everywhere at once."""
-    box = [values]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _banner(trainer: Trainer, tracker: Tracker) -> str:

@@ -38,7 +38,7 @@ def test_hang_of_one_rank_ends_the_others_in_time(name, inputs, tmp_path):
 def test_exception_in_one_rank_ends_all_with_its_message(inputs, tmp_path):
     def breaks_at_step_3(rank):
         if rank == 1:
-            from pretrain.train import Trainer
+            from pretrain.trainer import Trainer
 
             step, calls = Trainer.step, []
 

@@ -41,7 +41,7 @@ def test_later_step_leaves_the_last_checkpoint(inputs, tmp_path):
     """A weight turns infinite during the fifth step: the checkpoint of the fourth stays the newest."""
 
     def poison_after_step_4(rank):
-        from pretrain.train import Trainer
+        from pretrain.trainer import Trainer
 
         step = Trainer.step
 
