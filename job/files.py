@@ -48,7 +48,8 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             f"cannot write {path}: {error.strerror or error}; free space or choose another directory"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # absent, or its directory is none
+            temporary.unlink()
 
 
 @contextlib.contextmanager
