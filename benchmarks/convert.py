@@ -4,9 +4,9 @@
 
 Makes a random bfloat16 model of Llama-2-7B's layers, as many as fit the size (13.5 GB is the whole 7B), and then,
 `--repeats` times in turn: copies its files, imports it, and exports the import. Every contender starts with its input
-dropped from the page cache and ends with its output synced to disk. Each conversion runs in a process of its own, timed
-without the start of Python; extra memory is the growth of its peak resident set, mapped pages included. Needs three
-times the size on disk. Prints Markdown.
+dropped from the page cache and with memory that is warm, and ends with its output synced to disk. Each conversion runs
+in a process of its own, timed without the start of Python; extra memory is the growth of its peak resident set, mapped
+pages included. Needs five times the size on disk. Prints Markdown; run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -105,9 +105,22 @@ def drop_from_cache(directory: Path) -> None:
                 os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def prepare(source: Path, scratch: Path, size: int) -> None:
+    """Give every contender the same start: input on disk only, and free memory that has been in use before.
+
+    A virtual machine's host backs memory when it is first touched, at a fraction of memory's speed; whoever runs after
+    large files were deleted would find warm pages, and the next would not.
+    """
+    block = bytes(1 << 24)
+    with open(scratch, "wb") as handle:
+        for _ in range(2 * size // len(block)):
+            handle.write(block)
+    drop_from_cache(source)
+    scratch.unlink()
+
+
 def copy(source: Path, destination: Path) -> float:
     """Seconds to copy all files of a directory and sync them."""
-    drop_from_cache(source)
     start = time.perf_counter()
     destination.mkdir()
     for file in source.iterdir():
@@ -120,7 +133,6 @@ def copy(source: Path, destination: Path) -> float:
 
 def convert(function: str, source: Path, destination: Path) -> tuple[float, int]:
     """Seconds and extra peak memory in bytes of one conversion, in a fresh process."""
-    drop_from_cache(source)
     command = [sys.executable, "-c", CONVERSION, function, str(source), str(destination)]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     seconds, extra = result.stdout.split()[-2:]
@@ -140,9 +152,12 @@ def main() -> None:
         size = sum(file.stat().st_size for file in (work / "model").iterdir())
         rows: dict[str, list[tuple[float, int]]] = {"plain copy": [], "import": [], "export": []}
         for _ in range(options.repeats):
+            prepare(work / "model", work / "scratch", size)
             rows["plain copy"].append((copy(work / "model", work / "copied"), 0))
             shutil.rmtree(work / "copied")
+            prepare(work / "model", work / "scratch", size)
             rows["import"].append(convert("import_model", work / "model", work / "checkpoint"))
+            prepare(work / "checkpoint", work / "scratch", size)
             rows["export"].append(convert("export_model", work / "checkpoint", work / "exported"))
             shutil.rmtree(work / "checkpoint")
             shutil.rmtree(work / "exported")
