@@ -10,7 +10,6 @@ from tests.faults.jobs import ForkedJob, run_job
 from tests.faults.runs import config_of
 
 SHAPES = {
-    "data2": (2, Layout(timeout_seconds=5)),
     "pipeline2": (2, Layout(pipeline=2, timeout_seconds=5)),
     "tensor2-pipeline2": (4, Layout(tensor=2, pipeline=2, timeout_seconds=5)),
 }

@@ -74,7 +74,7 @@ def test_killed_run_keeps_every_printed_row_and_leaves_no_process(inputs, tmp_pa
         printed = job.output().count("tok/s/device")
     metrics = tmp_path / "run" / "metrics.jsonl"
     rows = [row for row in read_rows(metrics) if "train/loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and 4 <= printed <= len(rows)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and 3 <= printed <= len(rows)
 
     cut = metrics.read_bytes()[:-20]  # as a kill or a power cut in the middle of a write leaves it
     metrics.write_bytes(cut)

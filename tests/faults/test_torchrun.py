@@ -11,7 +11,6 @@ import pytest
 
 from job import config as configs
 from parallel.layout import Layout
-from pretrain.config import TrackingConfig
 from tests.faults.jobs import last_step, samples_in_order, start_torchrun
 from tests.faults.runs import IN_ORDER, LAYOUTS, STEPS, config_of, final
 from tests.training import assert_equal_checkpoints
@@ -43,15 +42,15 @@ def wait_for_step(directory, step, process, seconds=90):
 
 
 def test_kill_of_everything_and_restart(inputs, undisturbed, torchrun, tmp_path):
-    world, layout = LAYOUTS["tensor2"]
-    config = config_of(tmp_path / "run", inputs, layout, tracking=TrackingConfig(mode="offline"))
+    world, layout = LAYOUTS["data2"]
+    config = config_of(tmp_path / "run", inputs, layout)
     first = torchrun(world, config)
     wait_for_step(tmp_path / "run", random.Random(time.time_ns()).randrange(1, STEPS - 1), first)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     second = torchrun(world, config)
     assert second.wait(120) == 0, (tmp_path / "output").read_text()
-    assert_equal_checkpoints(final(tmp_path / "run"), final(undisturbed("tensor2")))
+    assert_equal_checkpoints(final(tmp_path / "run"), final(undisturbed("data2")))
     assert samples_in_order(tmp_path / "run") == IN_ORDER
 
 

@@ -26,9 +26,9 @@ TRAINING = {
     "perf/tokens_per_sec_per_device",
     "perf/tflops_per_device",
     "perf/step_s",
-    "perf/data_wait_s",
     "perf/forward_backward_s",
     "perf/optimizer_s",
+    "perf/data_wait_s",
     "perf/goodput",
 }
 VALIDATION = {f"val/{what}/{source}" for what in ("loss", "perplexity") for source in ("pubmed", "pmc")}
