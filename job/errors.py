@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
+
+
+# These end all ranks as soon as one has left with an error: the first must have printed the message that all share.
+_LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"}
+_SECONDS_FOR_FIRST_RANK = 5.0
 
 
 class InputError(Exception):
@@ -33,6 +39,8 @@ def run_command(main: Callable[[], int | None]) -> None:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not error.everywhere:
             print(f"error{f' (rank {rank})' if rank != '0' else ''}: {error}", file=sys.stderr, flush=True)
+        elif _LAUNCHERS & os.environ.keys():
+            time.sleep(_SECONDS_FOR_FIRST_RANK)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -293,3 +293,13 @@ def test_stop_request_restores_nothing_it_was_not_asked_for(tmp_path):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_other_ranks_leave_the_first_one_time_to_speak():
+    """torchrun ends all ranks when one has left: the first must not be ended before it has printed."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "RANK": "1", "TORCHELASTIC_RUN_ID": "run"}
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, "mistake", "everywhere"], env=environment)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.terminate()
+    assert process.wait(2) == -signal.SIGTERM
