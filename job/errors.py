@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 
-
 # These end all ranks as soon as one has left with an error: the first must have printed the message that all share.
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"}
 _SECONDS_FOR_FIRST_RANK = 5.0
