@@ -6,7 +6,8 @@ Makes a random bfloat16 model of Llama-2-7B's layers, as many as fit the size (1
 `--repeats` times in turn: copies its files, imports it, and exports the import. Every contender starts with its input
 dropped from the page cache and with memory that is warm, and ends with its output synced to disk. Each conversion runs
 in a process of its own, timed without the start of Python; extra memory is the growth of its peak resident set, mapped
-pages included. Needs five times the size on disk. Prints Markdown; run it on an idle machine.
+pages included. Needs five times the size on disk. Prints Markdown; run it on an idle machine (a conversion uses two
+cores where a copy uses one, so other work slows it more; CPU seconds tell how much was its own).
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ from pathlib import Path
 import parallel.convert, parallel.from_hugging_face, parallel.to_hugging_face
 
 function, source, destination = sys.argv[1:]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = resource.getrusage(resource.RUSAGE_SELF)
 start = time.perf_counter()
 getattr(parallel.convert, function)(Path(source), Path(destination))
 seconds = time.perf_counter() - start
-print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+after = resource.getrusage(resource.RUSAGE_SELF)
+cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(seconds, cpu, (after.ru_maxrss - before.ru_maxrss) * 1024)
 """
 
 
@@ -119,8 +122,9 @@ def prepare(source: Path, scratch: Path, size: int) -> None:
     scratch.unlink()
 
 
-def copy(source: Path, destination: Path) -> float:
-    """Seconds to copy all files of a directory and sync them."""
+def copy(source: Path, destination: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and (no) extra memory of copying all files of a directory and syncing them."""
+    cpu = time.process_time()
     start = time.perf_counter()
     destination.mkdir()
     for file in source.iterdir():
@@ -128,15 +132,15 @@ def copy(source: Path, destination: Path) -> float:
         with open(destination / file.name, "rb") as handle:
             os.fsync(handle.fileno())
     fsync_directory(destination)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu, 0
 
 
-def convert(function: str, source: Path, destination: Path) -> tuple[float, int]:
-    """Seconds and extra peak memory in bytes of one conversion, in a fresh process."""
+def convert(function: str, source: Path, destination: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and extra peak memory in bytes of one conversion, in a fresh process."""
     command = [sys.executable, "-c", CONVERSION, function, str(source), str(destination)]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    seconds, extra = result.stdout.split()[-2:]
-    return float(seconds), int(extra)
+    seconds, cpu, extra = result.stdout.split()[-3:]
+    return float(seconds), float(cpu), int(extra)
 
 
 def main() -> None:
@@ -150,10 +154,10 @@ def main() -> None:
         work = Path(name)
         shape = make_model(work / "model", llama_config(options.gigabytes))
         size = sum(file.stat().st_size for file in (work / "model").iterdir())
-        rows: dict[str, list[tuple[float, int]]] = {"plain copy": [], "import": [], "export": []}
+        rows: dict[str, list[tuple[float, float, int]]] = {"plain copy": [], "import": [], "export": []}
         for _ in range(options.repeats):
             prepare(work / "model", work / "scratch", size)
-            rows["plain copy"].append((copy(work / "model", work / "copied"), 0))
+            rows["plain copy"].append(copy(work / "model", work / "copied"))
             shutil.rmtree(work / "copied")
             prepare(work / "model", work / "scratch", size)
             rows["import"].append(convert("import_model", work / "model", work / "checkpoint"))
@@ -162,19 +166,22 @@ def main() -> None:
             shutil.rmtree(work / "checkpoint")
             shutil.rmtree(work / "exported")
     largest = shape.vocabulary * shape.hidden * 2
-    base = statistics.median(seconds for seconds, _ in rows["plain copy"])
+    base = statistics.median(seconds for seconds, _, _ in rows["plain copy"])
     print(
         f"\n{shape.parameters / 1e9:.2f} B parameters, {shape.layers} layers, {size / 1e9:.1f} GB of bfloat16; ", end=""
     )
     print(f"largest tensor {largest / 1e6:.0f} MB; medians of {options.repeats} rounds (all rounds in brackets).\n")
-    print("| | seconds | MB/s | against plain copy | extra memory, MB | bound 3 x largest + 500 MB |")
-    print("|---|---|---|---|---|---|")
+    print("| | seconds | MB/s | against plain copy | CPU seconds | extra memory, MB | bound 3 x largest + 500 MB |")
+    print("|---|---|---|---|---|---|---|")
     for label, measured in rows.items():
-        seconds = statistics.median(value for value, _ in measured)
-        rounds = ", ".join(f"{value:.1f}" for value, _ in measured)
-        extra = max(value for _, value in measured) / 1e6
+        seconds = statistics.median(value for value, _, _ in measured)
+        rounds = ", ".join(f"{value:.1f}" for value, _, _ in measured)
+        cpu = statistics.median(value for _, value, _ in measured)
+        extra = max(value for _, _, value in measured) / 1e6
         memory = "| - | - |" if label == "plain copy" else f"| {extra:.0f} | {3 * largest / 1e6 + 500:.0f} |"
-        print(f"| {label} | {seconds:.1f} ({rounds}) | {size / 1e6 / seconds:.0f} | {base / seconds:.2f} x {memory}")
+        print(
+            f"| {label} | {seconds:.1f} ({rounds}) | {size / 1e6 / seconds:.0f} | {base / seconds:.2f} x | {cpu:.1f} {memory}"
+        )
 
 
 if __name__ == "__main__":
