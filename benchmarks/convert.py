@@ -179,9 +179,8 @@ def main() -> None:
         cpu = statistics.median(value for _, value, _ in measured)
         extra = max(value for _, _, value in measured) / 1e6
         memory = "| - | - |" if label == "plain copy" else f"| {extra:.0f} | {3 * largest / 1e6 + 500:.0f} |"
-        print(
-            f"| {label} | {seconds:.1f} ({rounds}) | {size / 1e6 / seconds:.0f} | {base / seconds:.2f} x | {cpu:.1f} {memory}"
-        )
+        rate = f"{size / 1e6 / seconds:.0f} | {base / seconds:.2f} x"
+        print(f"| {label} | {seconds:.1f} ({rounds}) | {rate} | {cpu:.1f} {memory}")
 
 
 if __name__ == "__main__":
