@@ -5,7 +5,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import torch
 from job.errors import run_command
 from pretrain.train import train
 from tests.conftest import REPOSITORY
+from tests.ranks.fork import free_port
 from tests.training import metrics_rows
 
 torch.set_num_threads(1)
@@ -51,13 +51,6 @@ def _rank(config, prepare, rank, world, port, output):
         traceback.print_exc()
     sys.stdout.flush()
     os._exit(status)
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class ForkedJob:

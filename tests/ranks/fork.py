@@ -4,8 +4,10 @@ The parent never joins a process group and never starts torch threads, so that f
 death ends the others at once, and every rank is its own process group, killed whole, so that nothing outlives a test.
 """
 
+import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import time
@@ -15,6 +17,15 @@ from multiprocessing.connection import wait
 import torch
 
 torch.set_num_threads(1)
+
+
+def free_port():
+    """A port to rendezvous at, below those that the kernel gives to outgoing connections (any of which gloo may hold)."""
+    while True:
+        port = random.SystemRandom().randrange(15000, 30000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RankFailed(AssertionError):
@@ -41,9 +52,7 @@ def _child(connection, function, rank, world, port, arguments):
 
 def run_ranks(world, function, *arguments, timeout=120.0):
     """Results of `function(*arguments)` in `world` ranks, by rank; raises `RankFailed` as soon as one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     processes, receivers = [], []
     for rank in range(world):
