@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 def free_port():
-    """A port to rendezvous at, below those that the kernel gives to outgoing connections (any of which gloo may hold)."""
+    """A port to meet at, below those that the kernel gives to outgoing connections (gloo may hold any of them)."""
     while True:
         port = random.SystemRandom().randrange(15000, 30000)
         with socket.socket() as probe, contextlib.suppress(OSError):
