@@ -14,8 +14,6 @@ from typing import IO, Any
 
 from job.errors import InputError
 
-_READ_BYTES = 1 << 20
-
 
 def fsync_directory(directory: Path) -> None:
     """Make renames and new names in `directory` survive a power cut (POSIX: the directory itself must be synced)."""
@@ -120,12 +118,9 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in 1 MiB pieces."""
-    digest = hashlib.sha256()
+    """Hex SHA-256 of a file's content."""
     with open(path, "rb") as handle:
-        while piece := handle.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class HashingWriter:

@@ -32,6 +32,7 @@ from job.errors import InputError
 from job.files import fsync_directory, sha256_file
 from parallel import mesh
 from parallel import optimizer as adamw
+from parallel.checkpoint_files import MODEL_FOLDER, STAGE, read_manifest, verify_file
 from parallel.layout import Layout
 from parallel.safe_reader import SafeMetadataReader
 
@@ -45,7 +46,6 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
 )
 from megatron.core.optimizer import MegatronOptimizer
 
-STAGE = "checkpoint"
 _SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",  # the default type is broken without TransformerEngine
     "non_homogeneous_layers": True,  # one key per layer: conversion streams, uneven stages load
@@ -117,13 +117,13 @@ def verify(path: Path) -> dict[str, Any]:
     """
 
     def check() -> dict[str, Any]:
-        body = manifest.read(path, STAGE)
+        body = read_manifest(path)
         if not isinstance(body.get("files"), dict):
             raise InputError(f"{path / manifest.NAME} has no list of files; restore it from where it was made")
         world, rank = dist.get_world_size(), dist.get_rank()
         for index, (name, expected) in enumerate(sorted(body["files"].items())):
             if index % world == rank:
-                _verify_file(path / name, expected)
+                verify_file(path, name, expected)
         SafeMetadataReader(path).read_metadata()  # refuses a pickle that holds more than checkpoint metadata
         return body
 
@@ -136,7 +136,7 @@ def load(path: Path, model: Model, layout: Layout) -> None:
     Weights always; the optimizer's state where the checkpoint has one, else the optimizer starts from these weights.
     Random states are restored only where the layout is the same: they belong to ranks.
     """
-    body = manifest.read(path, STAGE)
+    body = read_manifest(path)
     has_optimizer = bool(body.get("optimizer")) and model.optimizer is not None
     if has_optimizer:
         adamw.prime(model.optimizer)
@@ -182,10 +182,10 @@ def _write_small_files(path: Path, directory: Path, hugging_face: Path) -> None:
         (directory / "random").mkdir(exist_ok=True)
         torch.save(_random_state(), directory / "random" / f"rank-{dist.get_rank():05d}.pt")
         if dist.get_rank() == 0:
-            (directory / "hf").mkdir()
+            (directory / MODEL_FOLDER).mkdir()
             for file in hugging_face.iterdir():
                 if file.suffix != ".safetensors":
-                    shutil.copyfile(file, directory / "hf" / file.name)
+                    shutil.copyfile(file, directory / MODEL_FOLDER / file.name)
 
 
 def _on_first_rank(path: Path, function: Callable[[], None]) -> None:
@@ -261,16 +261,6 @@ def _checksums(path: Path, directory: Path) -> dict[str, dict[str, Any]]:
     parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return dict(sorted((name, entry) for part in parts for name, entry in part.items()))
-
-
-def _verify_file(file: Path, expected: dict[str, Any]) -> None:
-    if not file.exists():
-        raise InputError(f"checkpoint file {file} is missing")
-    size = file.stat().st_size
-    if size != expected["bytes"]:
-        raise InputError(f"checkpoint file {file} has {size} bytes, its manifest says {expected['bytes']}: it is cut")
-    if sha256_file(file) != expected["sha256"]:
-        raise InputError(f"checkpoint file {file} does not match its SHA-256 in the manifest: it is damaged")
 
 
 def _cannot_write(path: Path, errors: list[BaseException]) -> str:
