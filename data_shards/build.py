@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from rich.console import Console
 
 from data_shards import articles, clean, duplicates, extract, funnel, pack, select, shards, tokens
 from data_shards.config import BuildConfig, Source
-from data_shards.progress import Progress
 from data_shards.readers import (
     formats,
     identifiers,
@@ -42,6 +41,7 @@ from job import config as job_config
 from job import manifest
 from job.errors import InputError
 from job.files import atomic_file
+from job.progress import ByteProgress
 
 SPLITS = ("train", "validation")
 _FORMAT_PRIORITY = ("pmc", "s2orc", "pubmed", "jsonl")
@@ -75,11 +75,11 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
     """Run the whole build; returns the funnel of each source. Raises `InputError` where it cannot go on."""
     tokenizer = tokens.load(config.tokenizer)
     inputs = [(source, _find(source.paths, formats.SUFFIXES[source.format], source.name)) for source in config.sources]
-    with _lock(config.output), Progress() as progress:
+    with _lock(config.output), ByteProgress() as progress:
         metadata = [_index_metadata(config.output, source, progress) for source, _ in inputs]
         extract_tasks, task_sources = _extract_tasks(config, inputs, metadata)
         progress.start("reading", sum(task.work for task in extract_tasks))
-        extracted = run_all(extract_tasks, config.worker_count(), progress.advance)
+        extracted = run_all(extract_tasks, config.worker_count(), _advance(progress))
         if config.damaged_files == "stop":
             _stop_if_damaged(extracted)
         parts = [np.load(task.outputs[1], allow_pickle=False) for task in extract_tasks]
@@ -92,7 +92,7 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
         ]
         (config.output / manifest.NAME).unlink(missing_ok=True)  # until the shards are whole again
         progress.start("tokenising", sum(task.work for task in pack_tasks))
-        packed = run_all(pack_tasks, config.worker_count(), progress.advance)
+        packed = run_all(pack_tasks, config.worker_count(), _advance(progress))
         _remove_stale(config.output, {path for task in pack_tasks for path in (*task.outputs, task.record)})
         _collect_rejects(config.output, extract_tasks)
         infos = [shards.ShardInfo.from_json(done.result) for done in packed]
@@ -112,6 +112,13 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
             content.to_json() | {"sources": funnels},
         )
     return funnels
+
+
+def _advance(progress: ByteProgress) -> Callable[[Task, Done], None]:
+    """Counts a finished task."""
+    return lambda task, done: progress.advance(
+        task.work, task.name + (" (already done)" if done.reused else ""), done.reused
+    )
 
 
 def _find(patterns: list[str], suffixes: tuple[str, ...], source_name: str) -> list[Path]:
@@ -215,7 +222,7 @@ def _metadata_index(output: Path, source: Source) -> Path:
     return output / "intermediate" / source.name / "metadata.sqlite"
 
 
-def _index_metadata(output: Path, source: Source, progress: Progress) -> Done | None:
+def _index_metadata(output: Path, source: Source, progress: ByteProgress) -> Done | None:
     """Index an S2ORC source's metadata tables, where it has some."""
     if not source.metadata:
         return None
@@ -232,7 +239,7 @@ def _index_metadata(output: Path, source: Source, progress: Progress) -> Done | 
         work=sum(path.stat().st_size for path in files),
     )
     progress.start("indexing metadata", task.work)
-    [done] = run_all([task], 1, progress.advance)
+    [done] = run_all([task], 1, _advance(progress))
     return done
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data_shards.shards import (
     CHECKSUMS,
@@ -33,6 +32,7 @@ from data_shards.shards import (
 )
 from job import manifest
 from job.errors import InputError
+from job.progress import ByteProgress
 
 _READ_BYTES = 8 << 20
 _MEMBERS = {TOKENS, LENGTHS, DOCUMENTS, LOSS_MASK, CHECKSUMS}
@@ -299,11 +299,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("directory", type=Path, metavar="DIR", help="the output of `data_shards build`")
     directory = parser.parse_args(arguments).directory
     infos = [info for infos in ShardManifest.read(directory).splits.values() for info in infos]
-    columns = (TextColumn("verify"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     damages: list[Damage] = []
-    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("verify", total=sum(info.bytes for info in infos))
-        for path, found in verify(directory, lambda read: progress.advance(task, read)):
+    with ByteProgress() as progress:
+        progress.start("verify", sum(info.bytes for info in infos))
+        for path, found in verify(directory, progress.advance):
             damages += found
             if path != directory and not sys.stderr.isatty():
                 print(f"{path.relative_to(directory)}: {'damaged' if found else 'ok'}")

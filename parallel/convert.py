@@ -90,7 +90,8 @@ def import_model(source: Path, destination: Path, tensor: int = 1, pipeline: int
     with atomic_directory(destination) as directory:
         _check_free_space(destination, size)
         _copy_description(source, directory / MODEL_FOLDER)
-        with ByteProgress("import", size) as progress:
+        with ByteProgress() as progress:
+            progress.start("import", size)
             files = write_weights(reader, shape, tensor, directory, progress.advance)
         _write_megatron_files(directory)
         manifest.write(
@@ -123,7 +124,8 @@ def export_model(source: Path, destination: Path, max_shard_gb: float = 5.0, dty
     size = sum(entry.bytes for entry in planned)
     with atomic_directory(destination) as directory:
         _check_free_space(destination, size)
-        with ByteProgress("export", size) as progress:
+        with ByteProgress() as progress:
+            progress.start("export", size)
             files = write_safetensors(weights, planned, directory, int(max_shard_gb * 1e9), progress.advance)
         shutil.copytree(checkpoint / MODEL_FOLDER, directory, dirs_exist_ok=True)
         kinds = Counter({entry.parts[0].dtype: 0 for entry in planned})
