@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_shards.order import TrainingWindows, ValidationWindows, fingerprint
+from data_shards.order import TrainingWindows, fingerprint
 from data_shards.shards import ShardSet, TokenizerInfo
 from job.errors import InputError
 
@@ -149,16 +149,6 @@ class TrainingOrder:
     def tokens(self) -> dict[str, int]:
         """Training tokens of each source in one epoch."""
         return {name: windows.stream.tokens for name, windows in zip(self.names, self._windows)}
-
-    def validation(self, source: str) -> ValidationWindows:
-        """The validation split of a source: finite, in order, the last window masked.
-
-        Raises `InputError` where there is no such source or it has no validation tokens.
-        """
-        if source not in self.names:
-            raise InputError(f"there is no data source '{source}'; there are {', '.join(self.names)}")
-        directory = self.sources[self.names.index(source)].directory
-        return ValidationWindows(ShardSet(directory, "validation"), self.sequence_length)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything the order depends on, ready for JSON; compare with `order.first_difference`."""

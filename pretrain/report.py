@@ -43,6 +43,7 @@ def plot_loss(run: RunDirectory) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     rows = read_rows(run.metrics)
     training = [row for row in rows if "train/loss" in row]
@@ -58,6 +59,7 @@ def plot_loss(run: RunDirectory) -> Path:
     bottom.plot(tokens, [row["train/grad_norm"] for row in training], linewidth=0.8, color="tab:gray")
     bottom.set_ylabel("gradient norm")
     bottom.set_xlabel("tokens")
+    bottom.xaxis.set_major_formatter(EngFormatter())  # 400 k, 26 G
     rates = bottom.twinx()
     rates.plot(tokens, [row["train/lr"] for row in training], linewidth=1, color="tab:green")
     rates.set_ylabel("learning rate", color="tab:green")

@@ -65,16 +65,14 @@ def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
     config, progress = trainer.config, trainer.progress
     if config.train.validate_at_start and progress.step == 0:
         _log_validation(trainer, tracker)
-    saved_step, saved_at = progress.step, time.monotonic()
+    saved_step, saved_at, logged_samples = progress.step, time.monotonic(), progress.samples
     while progress.step < trainer.steps:
         values = trainer.step()
         last = progress.step == trainer.steps
         if tracker and (progress.step % config.train.log_every == 0 or last):
             values |= trainer.meter.take()
-            samples = {
-                "first_sample": progress.samples - config.train.global_batch,
-                "last_sample": progress.samples - 1,
-            }
+            samples = {"first_sample": logged_samples, "last_sample": progress.samples - 1}
+            logged_samples = progress.samples
             epochs = {f"train/epoch/{name}": value for name, value in trainer.order.epochs(progress.samples).items()}
             tracker.log(progress.step, values | epochs, **samples)
             left = trainer.meter.seconds_left(progress.step)

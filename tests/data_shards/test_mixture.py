@@ -129,17 +129,6 @@ def test_fingerprint_survives_json_and_names_what_changed(corpora):
 
 
 @pytest.mark.real
-def test_validation_is_per_source(corpora):
-    order = mixture(corpora, 0.5, 0.5)
-    for name, count in (("large", 13), ("small", 7)):
-        windows = order.validation(name)
-        assert len(windows.shards) == count
-        assert sum(int(mask.sum()) for _, mask in windows) == windows.shards.tokens - 1
-    with pytest.raises(InputError, match="no data source 'other'"):
-        order.validation("other")
-
-
-@pytest.mark.real
 def test_a_batch_is_its_samples(corpora):
     order = mixture(corpora, 0.6, 0.4)
     borders = [order.tokens()["large"] * 10 // (6 * 128), order.tokens()["small"] * 10 // (4 * 128)]
