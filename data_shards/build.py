@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from data_shards import articles, clean, duplicates, extract, funnel, pack, select, shards, tokens
 from data_shards.config import BuildConfig, Source
@@ -66,7 +65,11 @@ def main(arguments: list[str]) -> int:
         "with more input, it redoes only what is missing or changed.",
     )
     funnels = build(config)
-    Console().print(funnel.table(funnels))
+    funnel.show(funnels)
+    for sentence in (sentence for entry in funnels for sentence in entry["damaged_files"]):
+        print(f"warning: {sentence}; its records before the damage are kept")
+    if not any(entry["tokens"]["train"] for entry in funnels):
+        raise InputError(f"{config.output} has nothing to train on: no article was kept; the table says why")
     print(f"shards, index and manifest: {config.output}")
     return 0
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 LABELS = {
@@ -35,6 +37,11 @@ def check(funnel: dict[str, Any]) -> None:
     gone = sum(funnel["rejected"].values()) + sum(funnel["dropped"].values())
     if funnel["read"] != gone + funnel["kept"]:
         raise AssertionError(f"source '{funnel['name']}': {funnel['read']} read, {gone} gone, {funnel['kept']} kept")
+
+
+def show(funnels: list[dict[str, Any]]) -> None:
+    """Print the table; in a log, wide enough that no number is cut."""
+    Console(width=None if sys.stdout.isatty() else 60 + 20 * len(funnels)).print(table(funnels))
 
 
 def table(funnels: list[dict[str, Any]], width_limit: int | None = None) -> Table:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from data_shards import funnel
 from data_shards.shards import STAGE
 from job import manifest
@@ -21,7 +19,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("directory", type=Path, metavar="DIR", help="output directory of a finished build")
     directory = parser.parse_args(arguments).directory
     funnels = manifest.read(directory, STAGE)["sources"]
-    Console().print(funnel.table(funnels))
+    funnel.show(funnels)
     picture = directory / "funnel.png"
     funnel.plot(funnels, picture)
     print(f"wrote {picture}")

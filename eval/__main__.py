@@ -22,7 +22,9 @@ def main() -> int | None:
     )
     parser.add_argument("models", metavar="MODEL_DIR", nargs="+", type=Path, help="model directories")
     parser.add_argument("--suite", required=True, choices=["perplexity"], help="what to measure")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="where the suite's data lie")
+    parser.add_argument(
+        "--data", required=True, type=Path, nargs="+", metavar="DIR", help="where the suite's data lie (several: all)"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory of results.json")
     parser.add_argument("--sequence-length", type=int, default=2048, help="tokens of a window (default 2048)")
     options = parser.parse_args(sys.argv[1:])
@@ -40,7 +42,7 @@ def main() -> int | None:
     results = {
         "suite": options.suite,
         "sequence_length": options.sequence_length,
-        "data": manifest.reference(options.data),
+        "data": [manifest.reference(directory) for directory in options.data],
         "code_version": manifest.code_version(),
         "packages": manifest.package_versions(),
         "results": {model: to_json(values) for model, values in scores.items()},

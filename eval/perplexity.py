@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Score:
         return math.exp(min(self.loss, 700.0))
 
 
-def perplexity(model_directory: Path, shards: Path, sequence_length: int, batch: int = 8) -> dict[str, Score]:
+def perplexity(model_directory: Path, shards: Sequence[Path], sequence_length: int, batch: int = 8) -> dict[str, Score]:
     """Score a model with `transformers` over the windows that training validates on, source by source.
 
     Raises `InputError` where the model cannot be loaded or the shards hold ids that it does not know.
@@ -45,14 +46,18 @@ def perplexity(model_directory: Path, shards: Path, sequence_length: int, batch:
         model.to(device).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"{model_directory} is not a model that transformers loads: {error}") from None
-    sources = validation_sources({shards.name: shards}, sequence_length)
+    sources = validation_sources({directory.resolve().name: directory for directory in shards}, sequence_length)
     if not sources:
-        raise InputError(f"{shards} has no validation tokens; build it with sharding.validation_fraction above 0")
+        raise InputError(f"{_names(shards)}: no validation tokens; build with sharding.validation_fraction above 0")
     for windows in sources.values():
         size = windows.shards.manifest.tokenizer.vocab_size
         if size > model.config.vocab_size:
-            raise InputError(f"{shards} was tokenised with {size} tokens, {model_directory} knows only part of them")
+            raise InputError(f"{_names(shards)}: tokenised with {size} tokens, more than {model_directory} knows")
     return {source: _score(model, windows, batch, device) for source, windows in sources.items()}
+
+
+def _names(directories: Sequence[Path]) -> str:
+    return ", ".join(map(str, directories))
 
 
 @torch.no_grad()

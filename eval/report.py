@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -19,4 +21,4 @@ def perplexity_table(scores: dict[str, dict[str, Score]]) -> None:
     for source, first in scores[models[0]].items():
         cells = [f"{scores[model][source].perplexity:,.2f} ({scores[model][source].loss:.4f})" for model in models]
         table.add_row(source, f"{first.tokens:,}", *cells)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 60 + 40 * len(models)).print(table)

@@ -11,9 +11,10 @@ import contextlib
 import difflib
 import io
 import re
+import tempfile
 import tomllib
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,12 +78,14 @@ def parse(config_class: type[ConfigClass], arguments: Sequence[str], prog: str, 
     source = None
     if words and not words[0].startswith("-"):
         source = words[0]
-        _check_toml(Path(source))
         words = ["--config", source, *words[1:]]
     print_config = "--print_config" in words
     words = [word for word in words if word != "--print_config"]
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # jsonargparse prints its usage besides raising
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as files:
+            # jsonargparse prints its usage besides raising
+            if source is not None:
+                words[1] = files.enter_context(_without_replaced_lists(Path(source), words[2:]))
             namespace = parser.parse_args(words)
         built = parser.instantiate(namespace)
         config = config_class(**{name: built[name] for name in config_class.__dataclass_fields__})  # type: ignore[attr-defined]
@@ -129,9 +132,35 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, Count) else value
 
 
-def _check_toml(path: Path) -> None:
+@contextlib.contextmanager
+def _without_replaced_lists(path: Path, words: Sequence[str]) -> Iterator[str]:
+    """A file to parse in place of `path`: without the lists that the command line gives, which replace the file's.
+
+    (jsonargparse would merge the two item by item, so that a new corpus inherits an old one's name and weight.)
+    Raises `InputError` where `path` is no TOML file.
+    """
+    content = _read_toml(path)
+    replaced = False
+    for word in words:
+        section: Any = content
+        *parents, name = word.partition("=")[0].removeprefix("--").split(".")
+        for parent in parents:
+            section = section.get(parent, {}) if isinstance(section, dict) else {}
+        if word.startswith("--") and isinstance(section, dict) and isinstance(section.get(name), list):
+            del section[name]
+            replaced = True
+    if not replaced:
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        reduced = Path(directory) / path.name
+        reduced.write_text(tomli_w.dumps(content), encoding="utf-8")
+        yield str(reduced)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"config file {path} does not exist") from None
     except IsADirectoryError:

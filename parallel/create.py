@@ -38,7 +38,10 @@ def create_model(config_file: Path, tokenizer: Path, destination: Path, seed: in
         raise InputError(f"{destination} exists already; remove it or choose another directory")
     tokenizer_file = tokenizer / "tokenizer.json"
     if not tokenizer_file.exists():
-        raise InputError(f"{tokenizer_file} does not exist; `python -m data_shards tokenizer` makes one")
+        raise InputError(
+            f"{tokenizer_file} does not exist; a directory that `python -m data_shards tokenizer` made, or any Hugging "
+            "Face fast tokenizer, has one"
+        )
     from tokenizers import Tokenizer
 
     size = Tokenizer.from_file(str(tokenizer_file)).get_vocab_size()

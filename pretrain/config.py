@@ -137,6 +137,33 @@ class TrackingConfig:
     """auto: online where W&B finds a key, else offline"""
 
 
+# key, smallest value, and what it must stay below (None: no limit)
+_RANGES: tuple[tuple[str, float, float | None], ...] = (
+    ("data.sequence_length", 1, None),
+    ("train.tokens", 1, None),
+    ("train.epochs", 1e-9, None),
+    ("train.steps", 1, None),
+    ("train.global_batch", 1, None),
+    ("train.micro_batch", 1, None),
+    ("train.log_every", 1, None),
+    ("train.validate_every", 0, None),
+    ("train.validate_samples", 0, None),
+    ("optimizer.lr", 0, None),
+    ("optimizer.beta1", 0, 1),
+    ("optimizer.beta2", 0, 1),
+    ("optimizer.epsilon", 0, None),
+    ("optimizer.weight_decay", 0, None),
+    ("optimizer.clip", 0, None),
+    ("schedule.warmup", 0, None),
+    ("schedule.minimum", 0, 1 + 1e-9),
+    ("schedule.decay", 0, None),
+    ("checkpoint.every_steps", 0, None),
+    ("checkpoint.every_minutes", 0, None),
+    ("checkpoint.keep", 0, None),
+    ("checkpoint.keep_every_steps", 0, None),
+)
+
+
 @dataclass
 class PretrainConfig:
     """A pretraining run."""
@@ -161,10 +188,13 @@ class PretrainConfig:
             raise ValueError("key 'data.sources' is missing: name at least one shard directory")
         if sum(value is not None for value in (self.train.tokens, self.train.epochs, self.train.steps)) != 1:
             raise ValueError("give exactly one of train.tokens, train.epochs and train.steps")
-        for key in ("train.global_batch", "train.micro_batch", "train.log_every", "data.sequence_length"):
+        for key, low, high in _RANGES:
             section, name = key.split(".")
-            if getattr(getattr(self, section), name) < 1:
-                raise ValueError(f"{key} must be at least 1")
+            value = getattr(getattr(self, section), name)
+            if value is not None and not (low <= value and (high is None or value < high)):
+                raise ValueError(
+                    f"{key} is {value}; it must be at least {low:g}" + (f" and below {high:g}" if high else "")
+                )
 
     def steps(self, corpus_tokens: int) -> int:
         """Optimizer steps of the run; `corpus_tokens` is what all sources hold together."""

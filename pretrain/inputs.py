@@ -10,6 +10,7 @@ from data_shards.order import ValidationWindows
 from data_shards.validation import validation_sources
 from job import manifest
 from job.errors import InputError
+from job.files import sha256_file
 from parallel.checkpoint_files import MODEL_FOLDER, STAGE
 from parallel.shape import ModelShape, read_shape
 from pretrain.config import DataConfig, PretrainConfig
@@ -41,7 +42,7 @@ def open_inputs(config: PretrainConfig, world_size: int) -> Inputs:
     shape = read_shape(hugging_face)
     config.parallel.check(shape, config.data.sequence_length)
     micro_batches = config.parallel.micro_batches(config.train.global_batch, config.train.micro_batch, world_size)
-    order = _open_order(config.data, shape)
+    order = _open_order(config.data, shape, hugging_face)
     validation = validation_sources(
         {source.name: source.directory for source in order.sources}, config.data.sequence_length
     )
@@ -67,7 +68,7 @@ def _check_model(path: Path) -> None:
     manifest.read(path, STAGE)
 
 
-def _open_order(config: DataConfig, shape: ModelShape) -> TrainingOrder:
+def _open_order(config: DataConfig, shape: ModelShape, hugging_face: Path) -> TrainingOrder:
     """Open the corpora; raises `InputError` where they do not fit the model."""
     sources = [
         Source(source.name or Path(source.path).resolve().name, Path(source.path), source.weight)
@@ -78,6 +79,12 @@ def _open_order(config: DataConfig, shape: ModelShape) -> TrainingOrder:
         raise InputError(
             f"the shards were tokenised with {order.tokenizer.path} ({order.tokenizer.vocab_size} tokens), but the "
             f"model has only {shape.vocabulary}: build the shards with the model's own tokenizer"
+        )
+    files = [hugging_face / name for name in ("tokenizer.model", "tokenizer.json") if (hugging_face / name).is_file()]
+    if files and order.tokenizer.sha256 not in map(sha256_file, files):
+        raise InputError(
+            f"the shards were tokenised with {order.tokenizer.path}, which is not the model's tokenizer ({files[0]}): "
+            "build the shards with the model's own"
         )
     if config.sequence_length > shape.positions:
         raise InputError(

@@ -23,7 +23,7 @@ from job.track import Tracker
 from parallel import mesh
 from pretrain.config import PretrainConfig
 from pretrain.report import console_line, plot_loss
-from pretrain.trainer import Trainer
+from pretrain.trainer import NonFiniteStep, Trainer
 
 log = logging.getLogger("pretrain")
 
@@ -67,7 +67,16 @@ def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
         _log_validation(trainer, tracker)
     saved_step, saved_at, logged_samples = progress.step, time.monotonic(), progress.samples
     while progress.step < trainer.steps:
-        values = trainer.step()
+        try:
+            values = trainer.step()
+        except NonFiniteStep:
+            if tracker:
+                batch = {
+                    "first_sample": progress.samples,
+                    "last_sample": progress.samples + config.train.global_batch - 1,
+                }
+                tracker.log(progress.step + 1, {"health/nonfinite": 1, "train/tokens": progress.tokens}, **batch)
+            raise
         last = progress.step == trainer.steps
         if tracker and (progress.step % config.train.log_every == 0 or last):
             values |= trainer.meter.take()
@@ -95,7 +104,8 @@ def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
                 print(f"stopping as asked ({stop.reason or 'by another rank'}): checkpoint at step {saved_step}")
             return
     if tracker:
-        print(f"done: {progress.step:,} steps, {progress.tokens:,} tokens, checkpoint {trainer.run.latest}", flush=True)
+        where = trainer.run.checkpoint(progress.step)
+        print(f"done: {progress.step:,} steps, {progress.tokens:,} tokens, checkpoint {where}", flush=True)
 
 
 def _log_validation(trainer: Trainer, tracker: Tracker | None) -> None:

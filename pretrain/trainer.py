@@ -43,6 +43,10 @@ class Progress:
     tokens: int = 0
 
 
+class NonFiniteStep(InputError):
+    """A loss or gradient that is not finite, noticed before it reached the weights."""
+
+
 class Trainer:
     """Everything that a step needs, built once."""
 
@@ -161,7 +165,7 @@ class Trainer:
         computed = time.monotonic()
         norm = optimizer.gradient_norm(adamw)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise InputError(
+            raise NonFiniteStep(
                 f"step {self.progress.step + 1}: loss {loss} and gradient norm {norm} are not both finite; the weights "
                 f"are untouched. The batch held samples {self.progress.samples} to "
                 f"{self.progress.samples + train.global_batch - 1}",

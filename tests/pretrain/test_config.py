@@ -16,6 +16,7 @@ from parallel import convert
 from parallel.layout import Layout
 from pretrain.config import PretrainConfig
 from pretrain.dry_run import describe
+from pretrain.inputs import open_inputs
 from tests.faults.jobs import run_job
 from tests.training import make_config
 
@@ -46,7 +47,7 @@ MISTAKES = {
     "no sources": (GOOD.replace('[[data.sources]]\npath = "shards"', ""), ["'data.sources' is missing"]),
     "no length": (GOOD.replace("steps = 3", ""), ["exactly one of train.tokens, train.epochs and train.steps"]),
     "two lengths": (GOOD + "epochs = 2.0\n", ["exactly one of"]),
-    "zero batch": (GOOD + "global_batch = 0\n", ["train.global_batch must be at least 1"]),
+    "zero batch": (GOOD + "global_batch = 0\n", ["train.global_batch is 0; it must be at least 1"]),
     "part of a token": (GOOD.replace("steps = 3", "tokens = 10.5"), ["train.tokens", "10.5"]),
     "not TOML": (GOOD + "=", ["pretrain.toml is not valid TOML"]),
 }
@@ -205,3 +206,54 @@ def test_help_explains_every_key():
         option = re.search(rf"^  --{re.escape(key)} .*\n?(.*)", text, re.MULTILINE)
         assert option, f"{key} is not in --help"
         assert re.search(r"[a-z]{3,} [a-z]{2,}", option[0].replace(key, "")), f"{key} has no explanation: {option[0]}"
+
+
+def test_shards_of_another_tokenizer_are_refused(inputs, real_data, tmp_path):
+    """The same size of vocabulary, other pieces: training would run, and learn nonsense."""
+    from data_shards import build, tokenizer
+
+    abstracts = real_data / "pubmed_abstracts" / "pubmed21n1298_abstracts.open.jsonl.gz"
+    words = ["--format", "jsonl", "--input", str(abstracts), "--vocab-size", "512", "--max-bytes", "1e6"]
+    tokenizer.main([*words, "--output", str(tmp_path / "tokenizer")])
+    (tmp_path / "build.toml").write_text(f"""
+        tokenizer = "{tmp_path}/tokenizer"
+        output = "{tmp_path}/shards"
+        workers = 1
+        sources = [{{ name = "s2orc", format = "s2orc", paths = ["{real_data}/s2orc/s2orc_v2_bulk_257292514.jsonl"] }}]
+    """)
+    build.main([str(tmp_path / "build.toml")])
+    config = make_config(tmp_path / "run", inputs)
+    config.data.sources[0].path = str(tmp_path / "shards")
+    with pytest.raises(InputError, match="which is not the model's tokenizer"):
+        open_inputs(config, 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train.steps", "0"),
+        ("train.steps", "-5"),
+        ("train.validate_samples", "-3"),
+        ("optimizer.beta1", "2"),
+        ("optimizer.lr", "-1"),
+        ("schedule.warmup", "-3"),
+        ("checkpoint.keep", "-1"),
+    ],
+    ids=" ".join,
+)
+def test_values_out_of_range_are_refused_by_key(words, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('directory = "run"\nmodel.path = "m"\ndata.sources = [{ path = "d" }]\n[train]\nsteps = 3\n')
+    key, value = words
+    with pytest.raises(InputError, match=f"{key} is {value}.*at least"):
+        configs.parse(PretrainConfig, [str(file), f"--{key}={value}"], "test", "")
+
+
+def test_a_list_on_the_command_line_replaces_the_files(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'directory = "run"\nmodel.path = "m"\ndata.sources = [{ path = "d", name = "first", weight = 3 }]\n'
+        "[train]\nsteps = 3\n"
+    )
+    config = configs.parse(PretrainConfig, [str(file), "--data.sources", '[{"path": "other"}]'], "test", "")
+    assert [(s.path, s.name, s.weight) for s in config.data.sources] == [("other", "", None)]
