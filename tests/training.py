@@ -32,8 +32,8 @@ def make_config(directory, inputs, layout=None, micro_batch=2, steps=STEPS, prec
     """A run of a few steps over `inputs`; `changes` are whole sections, or `base` for another checkpoint."""
     return PretrainConfig(
         directory=str(directory),
-        model=ModelConfig(changes.pop("base", inputs.base)),
-        data=DataConfig([SourceConfig(inputs.shards, "articles")], SEQUENCE, seed=7),
+        model=ModelConfig(changes.pop("base", None) or inputs.base),
+        data=DataConfig([SourceConfig(inputs.shards if inputs else "", "articles")], SEQUENCE, seed=7),
         parallel=layout or Layout(),
         train=TrainConfig(
             steps=steps,

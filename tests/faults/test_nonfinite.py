@@ -34,7 +34,10 @@ def test_stops_before_the_weights_and_names_the_samples(name, poisoned, inputs, 
     assert len(told) == 1 and "step 1" in told[0] and "nan" in told[0] and "samples 0 to 7" in told[0], output
     assert "Traceback" not in output
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
-    assert not losses(metrics_rows(tmp_path / "run"))
+    rows = metrics_rows(tmp_path / "run")
+    assert not losses(rows)
+    [event] = [row for row in rows if "health/nonfinite" in row]
+    assert (event["step"], event["first_sample"], event["last_sample"]) == (1, 0, 7)
 
 
 def test_later_step_leaves_the_last_checkpoint(inputs, tmp_path):
