@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" RANKS=$(or $(RANKS),2) bash configs/demo/run.sh
+	@PATH="$(CURDIR)/$(BIN):$$PATH" RANKS=$(or $(RANKS),2) bash configs/demo/run.sh
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

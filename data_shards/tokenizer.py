@@ -45,7 +45,11 @@ def read_texts(paths: list[Path], file_format: str) -> Iterator[str]:
             if isinstance(article, Article):
                 yield article.text()
         if rejects:
-            print(f"{path}: {len(rejects)} records could not be read, the first: {rejects[0]}")
+            first = rejects[0]
+            print(
+                f"{path}: {len(rejects)} records could not be read, the first at {first.source_position}: "
+                f"{first.detail or first.reason}"
+            )
 
 
 def train(texts: Iterator[str], vocab_size: int, max_bytes: int) -> bytes:

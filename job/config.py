@@ -85,6 +85,7 @@ def parse(config_class: type[ConfigClass], arguments: Sequence[str], prog: str, 
         with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as files:
             # jsonargparse prints its usage besides raising
             if source is not None:
+                _check_sections(config_class, Path(source))
                 words[1] = files.enter_context(_without_replaced_lists(Path(source), words[2:]))
             namespace = parser.parse_args(words)
         built = parser.instantiate(namespace)
@@ -130,6 +131,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return int(value) if isinstance(value, Count) else value
+
+
+def _check_sections(config_class: type[Any], path: Path) -> None:
+    """Refuse a section that does not exist, empty ones included, which jsonargparse would pass over."""
+    known = list(config_class.__dataclass_fields__)
+    for key in _read_toml(path):
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            advice = f"; did you mean '{nearest[0]}'?" if nearest else ""
+            raise InputError(f"{path}: unknown key '{key}'{advice}")
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def explain_lost_contact(layout: Layout) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = re.sub(r"^\[[^]]*\]\s*", "", str(error).strip().splitlines()[0])  # without gloo's source file and line
         if "imed out" in reason or "imeout" in reason:
             what = f"waited {layout.timeout_seconds:g} s (parallel.timeout_seconds) for another rank, which hangs"
         else:

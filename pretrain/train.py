@@ -53,7 +53,7 @@ def train(config: PretrainConfig) -> int:
                 mode=tracking.mode,
             )
             resources.callback(tracker.close)
-            print(_banner(trainer, tracker), flush=True)
+            log.info(_banner(trainer, tracker))
         _loop(trainer, tracker, stop)
         if mesh.is_logging_rank():
             _plot(run)
@@ -85,7 +85,7 @@ def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
             epochs = {f"train/epoch/{name}": value for name, value in trainer.order.epochs(progress.samples).items()}
             tracker.log(progress.step, values | epochs, **samples)
             left = trainer.meter.seconds_left(progress.step)
-            print(console_line(progress.step, trainer.steps, values, left), flush=True)
+            log.info(console_line(progress.step, trainer.steps, values, left))
         if last or (config.train.validate_every and progress.step % config.train.validate_every == 0):
             _log_validation(trainer, tracker)
         stopping, minutes_due = mesh.agree(
@@ -101,11 +101,11 @@ def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
                 tracker.log(progress.step, written | {"train/tokens": progress.tokens})
         if stopping and not last:
             if tracker:
-                print(f"stopping as asked ({stop.reason or 'by another rank'}): checkpoint at step {saved_step}")
+                log.info("stopping as asked (%s): checkpoint at step %d", stop.reason or "by another rank", saved_step)
             return
     if tracker:
         where = trainer.run.checkpoint(progress.step)
-        print(f"done: {progress.step:,} steps, {progress.tokens:,} tokens, checkpoint {where}", flush=True)
+        log.info(f"done: {progress.step:,} steps, {progress.tokens:,} tokens, checkpoint {where}")
 
 
 def _log_validation(trainer: Trainer, tracker: Tracker | None) -> None:
@@ -119,7 +119,7 @@ def _log_validation(trainer: Trainer, tracker: Tracker | None) -> None:
             f"{source} loss {values[f'val/loss/{source}']:.4f} perplexity {values[f'val/perplexity/{source}']:.2f}"
             for source in trainer.validation
         ]
-        print(f"validation at step {trainer.progress.step:,} | " + " | ".join(pairs), flush=True)
+        log.info(f"validation at step {trainer.progress.step:,} | " + " | ".join(pairs))
 
 
 def _enter(run: RunDirectory, resources: contextlib.ExitStack) -> int:
@@ -164,7 +164,7 @@ def _log_error(kind: Any, error: BaseException | None, traceback: Any) -> None:
 
 def _plot(run: RunDirectory) -> None:
     try:
-        print(f"loss plot: {plot_loss(run)}", flush=True)
+        log.info("loss plot: %s", plot_loss(run))
     except OSError as error:  # the run itself is complete
         log.warning("no loss plot: %s", error)
 

@@ -13,7 +13,7 @@ case $ranks in
 esac
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
-run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
+run() { local line="$*"; printf '\033[2m$ %s\033[0m\n' "${line:0:180}$([ ${#line} -le 180 ] || echo ' ...')"; "$@"; }
 
 rm -rf runs/demo
 say "1. A tokenizer for the demo (the 7B uses Llama-2's own)"

@@ -39,7 +39,8 @@ steps = 3
 
 MISTAKES = {
     "unknown key": (GOOD + "micro_bach = 2\n", ["micro_bach", "did you mean 'train.micro_batch'"]),
-    "unknown section": (GOOD + "[optimiser]\nlr = 1e-3\n", ["optimiser.lr", "did you mean 'optimizer.lr'"]),
+    "unknown section": (GOOD + "[optimiser]\nlr = 1e-3\n", ["unknown key 'optimiser'", "did you mean 'optimizer'"]),
+    "unknown empty section": (GOOD + "[trian]\n", ["unknown key 'trian'", "did you mean 'train'"]),
     "wrong type": (GOOD + 'global_batch = "many"\n', ["train.global_batch", "many"]),
     "not a choice": (GOOD + 'precision = "fp8"\n', ["train.precision", "fp8"]),
     "no directory": (GOOD.replace('directory = "run"', ""), ["'directory' is missing"]),
