@@ -54,6 +54,8 @@ class ByteProgress:
         self._started = self._printed = time.monotonic()
         if self._bar:
             self._phase = self._bar.add_task(name, total=total, note="")
+        else:
+            print(f"{name} {total / 1e6:,.1f} MB", file=sys.stderr, flush=True)
 
     def advance(self, count: int, note: str = "", skipped: bool = False) -> None:
         """Another `count` bytes are done; `skipped` ones were there already and say nothing of the rate."""
