@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,21 @@ class CheckpointWeights:
 
     def __init__(self, directory: Path, files: dict[str, dict[str, Any]], shape: ModelShape) -> None:
         self._directory = directory
-        self._unproven = dict(files)
+        self._files = files
         self._buffers = TwoBuffers()
         self._shape = shape
-        self._prove(".metadata")
+        if ".metadata" in files:
+            verify_file(directory, ".metadata", files[".metadata"])
         self._reader = DirectReader(directory)
         index = self._reader.read_metadata()
         self._stored = index.state_dict_metadata
         self._places: dict[str, set[str]] = {}
         for place, information in index.storage_data.items():
             self._places.setdefault(place.fqn, set()).add(information.relative_path)
+        needed = [name for weight in weights(shape) for name in sorted(self._places.get(weight.megatron, ()))]
+        self._order = list(dict.fromkeys(needed))
+        self._checker = ThreadPoolExecutor(max_workers=1)
+        self._checks: dict[str, Future[None]] = {}
 
     def plan(self, dtype: torch.dtype | None) -> list[PlannedWeight]:
         """What an export writes, in its order; `dtype` None keeps each tensor's own."""
@@ -82,7 +88,7 @@ class CheckpointWeights:
         They may lie in memory that the call after the next uses again.
         """
         key = planned.weight.megatron
-        for name in self._places[key]:
+        for name in sorted(self._places[key]):
             self._prove(name)
         whole = self._buffers.take(megatron_shape(planned.weight, self._shape), planned.stored)
         checkpoint.load({key: whole}, storage_reader=self._reader, no_dist=True)
@@ -90,9 +96,13 @@ class CheckpointWeights:
         return [part.to(info.dtype) for part, info in zip(parts, planned.parts, strict=True)]
 
     def _prove(self, name: str) -> None:
-        expected = self._unproven.pop(name, None)
-        if expected is not None:
-            verify_file(self._directory, name, expected)
+        """Wait until a data file is checked; the one that is needed after it is checked meanwhile."""
+        following = self._order.index(name) + 1
+        for file in self._order[following - 1 : following + 1]:
+            if file in self._files and file not in self._checks:
+                self._checks[file] = self._checker.submit(verify_file, self._directory, file, self._files[file])
+        if name in self._checks:
+            self._checks[name].result()
 
 
 def write_safetensors(

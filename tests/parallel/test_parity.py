@@ -68,7 +68,7 @@ def compare(layout, directories):
     differences = {}
     for directory in directories:
         shape = read_shape(directory / "hf")
-        tokens, expected, loss = torch.load(directory.parent / "reference.pt")
+        tokens, expected, loss = torch.load(directory.parent / "reference.pt", weights_only=True)
         chunks = build(shape, transformer_config(shape, layout, torch.float32), SEQUENCE)
         checkpoint.load(directory, checkpoint.Model(chunks, None), layout)
         batches = list(tokens.split(1))
