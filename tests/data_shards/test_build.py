@@ -385,6 +385,7 @@ def test_ctrl_c_is_one_word(real_data, inputs, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     while "reading" not in process.stderr.readline():
         assert process.poll() is None
