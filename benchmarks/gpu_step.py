@@ -30,8 +30,6 @@ from parallel.shape import ModelShape, shape_of
 from pretrain.data import to_batch
 from pretrain.step import run_schedule
 
-from megatron.core.distributed import finalize_model_grads
-
 LLAMA2_7B = {
     "model_type": "llama",
     "vocab_size": 32000,
@@ -103,7 +101,6 @@ def measure(shape: ModelShape, sequence: int, micro: int, accumulate: int, compi
             layer.compile(dynamic=False)
     wrapped = optimizer.wrap(config, chunks, overlap=False)
     adamw = optimizer.build(config, wrapped, betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.1, overlap=False)
-    config.finalize_model_grads_func = finalize_model_grads
     windows = np.random.default_rng(1).integers(0, shape.vocabulary, (micro * accumulate, sequence + 1))
 
     def step() -> float:

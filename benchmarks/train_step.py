@@ -26,8 +26,6 @@ from parallel.weights import merge, weights
 from pretrain.data import to_batch
 from pretrain.step import run_schedule
 
-from megatron.core.distributed import finalize_model_grads
-
 RATE, DECAY, CLIP, BETAS, EPSILON = 1e-4, 0.1, 1.0, (0.9, 0.95), 1e-8
 
 
@@ -46,7 +44,6 @@ class Ours:
         self.adamw = optimizer.build(
             config, self.chunks, betas=BETAS, epsilon=EPSILON, weight_decay=DECAY, overlap=False
         )
-        config.finalize_model_grads_func = finalize_model_grads
         self.sequence, self.micro, self.count = sequence, micro, batch // micro
 
     def step(self, windows: np.ndarray) -> float:

@@ -85,8 +85,9 @@ def parse(config_class: type[ConfigClass], arguments: Sequence[str], prog: str, 
         with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as files:
             # jsonargparse prints its usage besides raising
             if source is not None:
-                _check_sections(config_class, Path(source))
-                words[1] = files.enter_context(_without_replaced_lists(Path(source), words[2:]))
+                content = _read_toml(Path(source))
+                _check_sections(config_class, content, source)
+                words[1] = files.enter_context(_without_replaced_lists(Path(source), content, words[2:]))
             namespace = parser.parse_args(words)
         built = parser.instantiate(namespace)
         config = config_class(**{name: built[name] for name in config_class.__dataclass_fields__})  # type: ignore[attr-defined]
@@ -110,9 +111,17 @@ def save(config: Any, path: Path) -> None:
     write_text(path, dump(config))
 
 
-def as_dict(config: Any) -> dict[str, Any]:
-    """The resolved config as plain JSON-ready values, for manifests and W&B."""
-    return _plain(config)
+def as_dict(value: Any) -> Any:
+    """The resolved config (or a part of it) as plain JSON-ready values, for manifests and W&B."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: as_dict(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {key: as_dict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_dict(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return int(value) if isinstance(value, Count) else value
 
 
 def _without_none(value: Any) -> Any:
@@ -121,36 +130,28 @@ def _without_none(value: Any) -> Any:
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return int(value) if isinstance(value, Count) else value
-
-
-def _check_sections(config_class: type[Any], path: Path) -> None:
+def _check_sections(config_class: type[Any], content: dict[str, Any], source: str) -> None:
     """Refuse a section that does not exist, empty ones included, which jsonargparse would pass over."""
     known = list(config_class.__dataclass_fields__)
-    for key in _read_toml(path):
+    for key in content:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            advice = f"; did you mean '{nearest[0]}'?" if nearest else ""
-            raise InputError(f"{path}: unknown key '{key}'{advice}")
+            raise InputError(_unknown_key(key, known, source))
+
+
+def _unknown_key(wrong: str, known: list[str], source: str | None) -> str:
+    """One sentence: where, what, and the nearest key that exists."""
+    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
+    advice = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return (f"{source}: " if source else "") + f"unknown key '{wrong}'{advice}"
 
 
 @contextlib.contextmanager
-def _without_replaced_lists(path: Path, words: Sequence[str]) -> Iterator[str]:
+def _without_replaced_lists(path: Path, content: dict[str, Any], words: Sequence[str]) -> Iterator[str]:
     """A file to parse in place of `path`: without the lists that the command line gives, which replace the file's.
 
     (jsonargparse would merge the two item by item, so that a new corpus inherits an old one's name and weight.)
-    Raises `InputError` where `path` is no TOML file.
+    `content` is what `path` holds.
     """
-    content = _read_toml(path)
     replaced = False
     for word in words:
         section: Any = content
@@ -197,7 +198,4 @@ def _explain(error: ArgumentError, parser: ArgumentParser, source: str | None) -
     where = f"{source}: " if source else ""
     if wrong is None:
         return where + message.replace('Parser key "', 'key "').replace("<class '", "").replace("'>", "")
-    known = _known_keys(parser)
-    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
-    advice = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    return f"{where}unknown key '{wrong}'{advice}"
+    return _unknown_key(wrong, _known_keys(parser), source)

@@ -42,9 +42,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.replace(path)
         fsync_directory(path.parent)
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another directory"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # absent, or its directory is none
             temporary.unlink()
@@ -79,13 +77,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             temporary.rename(path)
             fsync_directory(path.parent)
         except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}; free space or choose another directory"
-            ) from error
+            raise _cannot_write(path, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     finally:
         os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}; free space or choose another directory")
 
 
 def _sync_tree(directory: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
 
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.transformer.module import Float16Module, MegatronModule
@@ -34,6 +34,7 @@ def wrap(config: TransformerConfig, chunks: list[Any], overlap: bool) -> list[Di
         DistributedDataParallel(config, settings, module, disable_bucketing=index > 0)
         for index, module in enumerate(modules)
     ]
+    config.finalize_model_grads_func = finalize_model_grads
     if overlap:
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]

@@ -29,8 +29,6 @@ from pretrain.schedule import learning_rate
 from pretrain.step import run_schedule
 from pretrain.validate import validate
 
-from megatron.core.distributed import finalize_model_grads
-
 log = logging.getLogger("pretrain")
 
 
@@ -82,7 +80,6 @@ class Trainer:
             weight_decay=settings.weight_decay,
             overlap=settings.overlap,
         )
-        config.finalize_model_grads_func = finalize_model_grads
         return checkpoint.Model(wrapped, adamw)
 
     def _restore(self) -> None:
