@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from parallel import mesh, model, optimizer
+from parallel import mesh, model, optimizer, ranks
 from parallel.flops import peak_teraflops
 from parallel.layout import Layout
 from parallel.shape import ModelShape, shape_of
@@ -93,7 +93,7 @@ def layers_that_fit(shape: ModelShape, device: torch.device) -> int:
 
 def measure(shape: ModelShape, sequence: int, micro: int, accumulate: int, compiled: bool, seconds: float) -> dict:
     """Tokens/s of whole optimizer steps of `accumulate` micro-batches."""
-    device = mesh.device()
+    device = ranks.device()
     config = model.transformer_config(shape, Layout(), torch.bfloat16)
     chunks = model.build(shape, config, sequence)
     if compiled:
@@ -147,7 +147,7 @@ def main() -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29573")
     mesh.initialize(Layout(), 1)
-    device = mesh.device()
+    device = ranks.device()
     seconds = 0.3 if options.smoke else options.seconds
     tokens = 64 if options.smoke else TOKENS_PER_MICRO_BATCH
     shape = shape_of(SMOKE if options.smoke else LLAMA2_7B, "benchmark")

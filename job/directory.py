@@ -5,6 +5,7 @@ config.toml  metrics.jsonl  checkpoints/step-00001000/  latest  wandb/  logs/att
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -73,6 +74,13 @@ class RunDirectory:
         hidden = path.with_name(f".{path.name}.removing")
         path.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
+
+    def drop_old_checkpoints(self, keep: int, keep_every_steps: int) -> None:
+        """Remove all but the newest `keep` (0: none is removed) and those of steps divisible by `keep_every_steps`."""
+        for path in self.complete_checkpoints()[keep:] if keep else []:
+            if not (keep_every_steps and int(path.name.removeprefix("step-")) % keep_every_steps == 0):
+                with contextlib.suppress(OSError):  # it is tried again after the next checkpoint
+                    self.remove_checkpoint(path)
 
     def set_aside(self, path: Path) -> Path:
         """Give a damaged checkpoint a name that no restart looks at; returns where it lies now."""

@@ -30,8 +30,8 @@ import parallel.cpu  # noqa: F401  (must come before megatron.core)
 from job import manifest
 from job.errors import InputError
 from job.files import fsync_directory, sha256_file
-from parallel import mesh
 from parallel import optimizer as adamw
+from parallel import ranks
 from parallel.checkpoint_files import MODEL_FOLDER, STAGE, read_manifest, verify_file
 from parallel.layout import Layout
 from parallel.safe_reader import SafeMetadataReader
@@ -88,10 +88,10 @@ def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: 
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        mesh.together(lambda: _on_first_rank(path, lambda: _make_empty(temporary)))
+        ranks.together(lambda: _on_first_rank(path, lambda: _make_empty(temporary)))
         with _explained(path):
             _write_tensors(temporary, model)
-        mesh.together(lambda: _write_small_files(path, temporary, hugging_face))
+        ranks.together(lambda: _write_small_files(path, temporary, hugging_face))
         files = _checksums(path, temporary)
         body = {"layout": vars(layout), "world_size": dist.get_world_size(), "files": files}
         config, inputs = content.pop("config", {}), content.pop("inputs", [])
@@ -102,7 +102,7 @@ def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: 
             temporary.rename(path)
             fsync_directory(path.parent)
 
-        mesh.together(lambda: _on_first_rank(path, finish))
+        ranks.together(lambda: _on_first_rank(path, finish))
     except InputError:
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
@@ -127,7 +127,7 @@ def verify(path: Path) -> dict[str, Any]:
         SafeMetadataReader(path).read_metadata()  # refuses a pickle that holds more than checkpoint metadata
         return body
 
-    return mesh.together(check)
+    return ranks.together(check)
 
 
 def load(path: Path, model: Model, layout: Layout) -> None:
@@ -203,7 +203,7 @@ def _explained(path: Path) -> Iterator[None]:
         causes = [failure[0] for failure in error.failures.values()]
         raise InputError(_cannot_write(path, causes), everywhere=True) from error
     except (OSError, RuntimeError) as error:
-        if mesh.is_lost_contact(error):
+        if ranks.is_lost_contact(error):
             raise
         raise InputError(_cannot_write(path, [error])) from error
 
@@ -257,7 +257,7 @@ def _checksums(path: Path, directory: Path) -> dict[str, dict[str, Any]]:
                 mine[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
         return mine
 
-    mine = mesh.together(share)
+    mine = ranks.together(share)
     parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return dict(sorted((name, entry) for part in parts for name, entry in part.items()))

@@ -158,9 +158,9 @@ class _StreamingPlanner(DefaultSavePlanner):
 
     def _merged(self, weight: Weight, shape: ModelShape) -> torch.Tensor:
         names, size = weight.hugging_face, megatron_shape(weight, shape)
-        if len(names) == 1 and self._reader.tensors[names[0]].shape == size:
-            return self._reader.load(names[0])
         whole = self._whole_buffers.take(size, self._reader.tensors[names[0]].dtype)
+        if len(names) == 1 and self._reader.tensors[names[0]].shape == size:
+            return whole.copy_(self._reader.load(names[0]))  # read here, in this thread: a map reads when it is used
         return merge(weight, (self._reader.load(name) for name in names), shape, whole)
 
 

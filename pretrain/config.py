@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from job.config import Count
-from job.track import Mode
+from job.training import (
+    TRAINING_RANGES,
+    AdamWConfig,
+    CheckpointConfig,
+    ScheduleConfig,
+    TrackingConfig,
+    check_ranges,
+)
 from parallel.layout import Layout
 
 
@@ -78,67 +85,15 @@ class TrainConfig:
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(AdamWConfig):
     """AdamW."""
 
-    lr: float = 2e-5
-    """peak learning rate"""
-    beta1: float = 0.9
-    """decay of the first moment"""
-    beta2: float = 0.95
-    """decay of the second moment"""
-    epsilon: float = 1e-8
-    """added to the root of the second moment"""
-    weight_decay: float = 0.1
-    """decoupled decay of matrices; norms and biases are not decayed"""
-    clip: float = 1.0
-    """largest norm of the global gradient (0: no clipping)"""
     overlap: bool = False
     """hide gradient reduction and weight gathering behind computation (data parallel over more than one device)"""
 
 
-@dataclass
-class ScheduleConfig:
-    """The learning rate over the run."""
-
-    style: Literal["cosine", "linear", "constant", "warmup-stable-decay"] = "cosine"
-    """shape after the warm-up"""
-    warmup: float = 0.03
-    """steps of linear warm-up; below 1, a share of the run"""
-    minimum: float = 0.1
-    """learning rate at the end, as a share of the peak (cosine, linear, warmup-stable-decay)"""
-    decay: float = 0.1
-    """last steps in which warmup-stable-decay falls to the minimum; below 1, a share of the run"""
-
-
-@dataclass
-class CheckpointConfig:
-    """When checkpoints are written and which are kept."""
-
-    every_steps: int = 0
-    """steps between checkpoints (0: only by minutes and at the end)"""
-    every_minutes: float = 0.0
-    """minutes between checkpoints (0: only by steps and at the end)"""
-    keep: int = 2
-    """newest checkpoints that are kept (0: all)"""
-    keep_every_steps: int = 0
-    """checkpoints of steps divisible by this are kept for ever (0: none)"""
-
-
-@dataclass
-class TrackingConfig:
-    """Weights & Biases; `metrics.jsonl` is always written."""
-
-    project: str = "biomedgpt"
-    """project that the W&B run belongs to"""
-    name: str | None = None
-    """W&B run name; unset: the run directory's name"""
-    mode: Mode = "auto"
-    """auto: online where W&B finds a key, else offline"""
-
-
 # key, smallest value, and what it must stay below (None: no limit)
-_RANGES: tuple[tuple[str, float, float | None], ...] = (
+_RANGES = (
     ("data.sequence_length", 1, None),
     ("train.tokens", 1, None),
     ("train.epochs", 1e-9, None),
@@ -148,19 +103,7 @@ _RANGES: tuple[tuple[str, float, float | None], ...] = (
     ("train.log_every", 1, None),
     ("train.validate_every", 0, None),
     ("train.validate_samples", 0, None),
-    ("optimizer.lr", 0, None),
-    ("optimizer.beta1", 0, 1),
-    ("optimizer.beta2", 0, 1),
-    ("optimizer.epsilon", 0, None),
-    ("optimizer.weight_decay", 0, None),
-    ("optimizer.clip", 0, None),
-    ("schedule.warmup", 0, None),
-    ("schedule.minimum", 0, 1 + 1e-9),
-    ("schedule.decay", 0, None),
-    ("checkpoint.every_steps", 0, None),
-    ("checkpoint.every_minutes", 0, None),
-    ("checkpoint.keep", 0, None),
-    ("checkpoint.keep_every_steps", 0, None),
+    *TRAINING_RANGES,
 )
 
 
@@ -188,13 +131,7 @@ class PretrainConfig:
             raise ValueError("key 'data.sources' is missing: name at least one shard directory")
         if sum(value is not None for value in (self.train.tokens, self.train.epochs, self.train.steps)) != 1:
             raise ValueError("give exactly one of train.tokens, train.epochs and train.steps")
-        for key, low, high in _RANGES:
-            section, name = key.split(".")
-            value = getattr(getattr(self, section), name)
-            if value is not None and not (low <= value and (high is None or value < high)):
-                raise ValueError(
-                    f"{key} is {value}; it must be at least {low:g}" + (f" and below {high:g}" if high else "")
-                )
+        check_ranges(self, _RANGES)
 
     def steps(self, corpus_tokens: int) -> int:
         """Optimizer steps of the run; `corpus_tokens` is what all sources hold together."""

@@ -6,23 +6,22 @@ import contextlib
 import logging
 import math
 import os
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
 from job import config as configs
-from job.directory import RunDirectory, RunLock
+from job.directory import RunDirectory
 from job.errors import InputError
+from job.report import console_line, plot_loss
 from job.stop import StopRequest
 from job.track import Tracker
-from parallel import mesh
+from parallel import mesh, ranks
+from parallel.run import enter
 from pretrain.config import PretrainConfig
-from pretrain.report import console_line, plot_loss
 from pretrain.trainer import NonFiniteStep, Trainer
 
 log = logging.getLogger("pretrain")
@@ -34,14 +33,14 @@ def train(config: PretrainConfig) -> int:
     Raises `InputError` for whatever a user can mend.
     """
     run = RunDirectory(Path(config.directory))
-    with mesh.explain_lost_contact(config.parallel), contextlib.ExitStack() as resources:
+    with ranks.explain_lost_contact(config.parallel.timeout_seconds), contextlib.ExitStack() as resources:
         mesh.initialize(config.parallel, config.train.seed)
-        attempt = _enter(run, resources)
-        resources.push(_log_error)
+        attempt = enter(run, resources, log)
+        logging.getLogger("megatron").setLevel(logging.WARNING)
         stop = StopRequest(run.stop_file)
         trainer = Trainer(config, run, attempt)
         tracker = None
-        if mesh.is_logging_rank():
+        if ranks.is_logging_rank():
             configs.save(config, run.config)
             tracking = config.tracking
             tracker = Tracker(
@@ -55,7 +54,7 @@ def train(config: PretrainConfig) -> int:
             resources.callback(tracker.close)
             log.info(_banner(trainer, tracker))
         _loop(trainer, tracker, stop)
-        if mesh.is_logging_rank():
+        if ranks.is_logging_rank():
             _plot(run)
     mesh.shutdown()
     return 0
@@ -88,7 +87,7 @@ def _loop(trainer: Trainer, tracker: Tracker | None, stop: StopRequest) -> None:
             log.info(console_line(progress.step, trainer.steps, values, left))
         if last or (config.train.validate_every and progress.step % config.train.validate_every == 0):
             _log_validation(trainer, tracker)
-        stopping, minutes_due = mesh.agree(
+        stopping, minutes_due = ranks.agree(
             stop.requested(),
             bool(config.checkpoint.every_minutes)
             and time.monotonic() - saved_at >= 60 * config.checkpoint.every_minutes,
@@ -120,46 +119,6 @@ def _log_validation(trainer: Trainer, tracker: Tracker | None) -> None:
             for source in trainer.validation
         ]
         log.info(f"validation at step {trainer.progress.step:,} | " + " | ".join(pairs))
-
-
-def _enter(run: RunDirectory, resources: contextlib.ExitStack) -> int:
-    """Lock the run directory on rank 0, number the attempt, and give each rank its log; collective."""
-    problem, attempt = None, [0]
-    if mesh.is_logging_rank():
-        try:
-            resources.callback(RunLock(run).release)
-            run.remove_leftovers()
-            attempt = [run.next_attempt()]
-            run.log_file(attempt[0], 0).parent.mkdir(parents=True)
-            run.stop_file.unlink(missing_ok=True)
-        except InputError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"run directory {run.path} cannot be written: {error.strerror}; choose another with 'directory'"
-    mesh.raise_together(problem)
-    dist.broadcast_object_list(attempt, src=0)
-    handlers: list[logging.Handler] = [mesh.together(lambda: _log_file(run, attempt[0]))]
-    if mesh.is_logging_rank():
-        handlers.append(logging.StreamHandler(sys.stdout))
-        handlers[1].setLevel(logging.INFO)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
-    logging.getLogger("megatron").setLevel(logging.WARNING)
-    log.setLevel(logging.DEBUG)
-    return attempt[0]
-
-
-def _log_file(run: RunDirectory, attempt: int) -> logging.Handler:
-    path = run.log_file(attempt, dist.get_rank())
-    try:
-        return logging.FileHandler(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _log_error(kind: Any, error: BaseException | None, traceback: Any) -> None:
-    """Keep what ended this rank in its log file, traceback included; the console gets one sentence."""
-    if error is not None:
-        log.debug("ended by an error", exc_info=error)
 
 
 def _plot(run: RunDirectory) -> None:

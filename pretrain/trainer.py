@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -18,14 +17,15 @@ from data_shards.order import first_difference
 from job import config as configs
 from job.directory import RunDirectory
 from job.errors import InputError
-from parallel import checkpoint, mesh, model, optimizer
+from job.schedule import learning_rate
+from parallel import checkpoint, model, optimizer, ranks
 from parallel.checkpoint_files import MODEL_FOLDER
+from parallel.meter import Meter, Timed
+from parallel.run import newest_whole
 from parallel.shape import read_shape
 from pretrain.config import PretrainConfig
 from pretrain.data import training_batches
 from pretrain.inputs import open_inputs
-from pretrain.meter import Meter, Timed
-from pretrain.schedule import learning_rate
 from pretrain.step import run_schedule
 from pretrain.validate import validate
 
@@ -50,15 +50,15 @@ class Trainer:
 
     def __init__(self, config: PretrainConfig, run: RunDirectory, attempt: int) -> None:
         self.config, self.run, self.attempt = config, run, attempt
-        self.layout, self.device, self.progress = config.parallel, mesh.device(), Progress()
-        inputs = mesh.together(lambda: open_inputs(config, dist.get_world_size()))
+        self.layout, self.device, self.progress = config.parallel, ranks.device(), Progress()
+        inputs = ranks.together(lambda: open_inputs(config, dist.get_world_size()))
         self.hugging_face, self.references = inputs.hugging_face, inputs.references
         self.shape, self.order, self.validation = inputs.shape, inputs.order, inputs.validation
         self.micro_batches, self.steps = inputs.micro_batches, inputs.steps
         self.parts = self._build()
         self._restore()
         flops = self.shape.flops_per_token(config.data.sequence_length)
-        self.meter = Meter(config.tokens_per_step, flops, self.progress.step, self.steps)
+        self.meter = Meter(flops, self.progress.step, self.steps)
 
     def _build(self) -> checkpoint.Model:
         train, settings = self.config.train, self.config.optimizer
@@ -84,28 +84,12 @@ class Trainer:
 
     def _restore(self) -> None:
         """Continue from the newest checkpoint that is whole, or start from the model that the config names."""
-        damaged: list[tuple[Path, str]] = []
-        found, expected = mesh.from_first_rank(self.run.checkpoint_directories(), self.run.latest.exists())
-        for path in found:
-            try:
-                body = checkpoint.verify(path)
-            except InputError as error:
-                log.warning("%s; trying the checkpoint before it", error)
-                damaged.append((path, str(error)))
-                continue
-            mesh.everywhere(lambda path=path, body=body: self._check_continuation(path, body))  # type: ignore[misc]
+        if found := newest_whole(self.run, checkpoint.verify, self._check_continuation, log):
+            path, body = found
             checkpoint.load(path, self.parts, self.layout)
             self.progress = Progress(body["step"], body["consumed_samples"], body["consumed_tokens"])
             log.info("continuing from %s: step %d, %d tokens", path, self.progress.step, self.progress.tokens)
-            mesh.together(lambda path=path: self._tidy(path, [other for other, _ in damaged]))  # type: ignore[misc]
             return
-        if damaged or expected:
-            why = damaged[0][1] if damaged else f"{self.run.latest} names one, but there is none"
-            raise InputError(
-                f"no checkpoint in {self.run.checkpoints} is whole ({why}); restore one from a copy, or start again in "
-                "a new run directory",
-                everywhere=True,
-            )
         start = Path(self.config.model.path)
         checkpoint.verify(start)
         checkpoint.load(start, checkpoint.Model(self.parts.chunks, None), self.layout)
@@ -125,17 +109,6 @@ class Trainer:
             raise InputError(
                 f"{path} was trained on other data: {difference}; restore that data, or start a new run directory"
             )
-
-    def _tidy(self, continued: Path, damaged: list[Path]) -> None:
-        """On the first rank: move damaged checkpoints out of the way, and let `latest` name the one in use."""
-        if mesh.is_logging_rank():
-            for path in damaged:
-                try:
-                    log.warning("moved to %s", self.run.set_aside(path))
-                except OSError as error:
-                    raise InputError(f"cannot move the damaged checkpoint {path}: {error.strerror}") from None
-            if not self.run.latest.exists() or self.run.latest.read_text().strip() != continued.name:
-                self.run.point_latest(continued)
 
     def step(self) -> dict[str, float]:
         """One optimizer step; returns its metrics. Raises `InputError` before a non-finite step reaches the weights.
@@ -182,7 +155,8 @@ class Trainer:
                 "forward_backward": computed - began,
                 "optimizer": ended - computed,
                 "data_wait": batches.seconds,
-            }
+            },
+            self.config.tokens_per_step,
         )
         return {
             "train/loss": loss,
@@ -212,15 +186,8 @@ class Trainer:
             "data": self.order.fingerprint(),
         }
         size = checkpoint.save(path, self.parts, self.layout, self.hugging_face, content)
-        mesh.together(lambda: self.run.point_latest(path) if mesh.is_logging_rank() else None)
-        if mesh.is_logging_rank():
-            self._drop_old_checkpoints()
+        ranks.together(lambda: self.run.point_latest(path) if ranks.is_logging_rank() else None)
+        if ranks.is_logging_rank():
+            self.run.drop_old_checkpoints(self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps)
         seconds = time.monotonic() - began
         return {"checkpoint/stall_s": seconds, "checkpoint/write_s": seconds, "checkpoint/bytes": float(size)}
-
-    def _drop_old_checkpoints(self) -> None:
-        keep = self.config.checkpoint
-        for path in self.run.complete_checkpoints()[keep.keep :] if keep.keep else []:
-            if not (keep.keep_every_steps and int(path.name.removeprefix("step-")) % keep.keep_every_steps == 0):
-                with contextlib.suppress(OSError):  # it is tried again after the next checkpoint
-                    self.run.remove_checkpoint(path)

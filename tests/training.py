@@ -11,18 +11,9 @@ from torch.distributed.checkpoint import FileSystemReader, state_dict_loader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from transformers import LlamaConfig  # noqa: F401  (likewise)
 
+from job.training import CheckpointConfig, ScheduleConfig, TrackingConfig
 from parallel.layout import Layout
-from pretrain.config import (
-    CheckpointConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PretrainConfig,
-    ScheduleConfig,
-    SourceConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from pretrain.config import DataConfig, ModelConfig, OptimizerConfig, PretrainConfig, SourceConfig, TrainConfig
 from pretrain.train import train
 
 SEQUENCE, BATCH, STEPS, RATE = 128, 8, 5, 1e-3

@@ -1,8 +1,8 @@
 """The small run that the tests of this folder disturb: eight steps, a checkpoint every second one."""
 
 from job.directory import RunDirectory
+from job.training import CheckpointConfig
 from parallel.layout import Layout
-from pretrain.config import CheckpointConfig
 from tests.training import BATCH, make_config
 
 STEPS = 8

@@ -8,7 +8,7 @@ import pytest
 import wandb  # noqa: F401  (imported before ranks are forked: it takes a second)
 
 from job.track import read_rows
-from pretrain.config import TrackingConfig
+from job.training import TrackingConfig
 from tests.faults.jobs import ForkedJob, complete_job, samples_in_order
 from tests.faults.runs import IN_ORDER, LAYOUTS, STEPS, config_of, final
 from tests.training import assert_equal_checkpoints, losses, make_config, metrics_rows

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from data_shards.mixture import Source, TrainingOrder
 from data_shards.order import ValidationWindows
 from data_shards.shards import ShardSet
+from job.training import CheckpointConfig
 from parallel import convert
 from parallel.layout import Layout
-from pretrain.config import CheckpointConfig
 from tests.ranks.fork import run_ranks
 from tests.training import BATCH, RATE, SEQUENCE, STEPS, losses, make_config, metrics_rows, quietly
 

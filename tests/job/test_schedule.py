@@ -2,8 +2,8 @@
 
 import pytest
 
-from pretrain.config import ScheduleConfig
-from pretrain.schedule import learning_rate
+from job.schedule import learning_rate
+from job.training import ScheduleConfig
 
 STYLES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "warmup-stable-decay": "WSD"}
 

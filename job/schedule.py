@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pretrain.config import ScheduleConfig
+from job.training import ScheduleConfig
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleConfig) -> float:

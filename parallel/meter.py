@@ -17,25 +17,26 @@ Item = TypeVar("Item")
 class Meter:
     """Time and throughput between two console lines."""
 
-    def __init__(self, tokens_per_step: int, flops_per_token: float, first_step: int, steps: int) -> None:
-        self._tokens, self._flops, self._steps = tokens_per_step, flops_per_token, steps
+    def __init__(self, flops_per_token: float, first_step: int, steps: int) -> None:
+        self._flops, self._steps = flops_per_token, steps
         self._peak = peak_teraflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self._began, self._first_step = time.monotonic(), first_step
         self._busy = 0.0
         self._parts: dict[str, float] = {}
-        self._count = 0
+        self._count = self._tokens = 0
 
-    def add(self, parts: dict[str, float]) -> None:
-        """One step: seconds by part, the whole as `step`."""
+    def add(self, parts: dict[str, float], tokens: int) -> None:
+        """One step: seconds by part, the whole as `step`, and its tokens over all devices."""
         for name, seconds in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + seconds
         self._count += 1
+        self._tokens += tokens
         self._busy += parts["step"]
 
     def take(self) -> dict[str, float]:
         """Metrics of the steps since the last call: means, and peaks of memory."""
         values = {f"perf/{name}_s": seconds / self._count for name, seconds in self._parts.items()}
-        rate = self._tokens / values["perf/step_s"] / dist.get_world_size()
+        rate = self._tokens / self._parts["step"] / dist.get_world_size()
         values |= {
             "perf/tokens_per_sec_per_device": rate,
             "perf/tflops_per_device": rate * self._flops / 1e12,
@@ -46,7 +47,7 @@ class Meter:
         if torch.cuda.is_available():
             values["mem/allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
             values["mem/reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
-        self._parts, self._count = {}, 0
+        self._parts, self._count, self._tokens = {}, 0, 0
         return values
 
     def seconds_left(self, step: int) -> float:

@@ -1,0 +1,105 @@
+"""What every distributed run does with its directory: enter it alone, and find the checkpoint to continue from."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from job.directory import RunDirectory, RunLock
+from job.errors import InputError
+from parallel import ranks
+
+
+def enter(run: RunDirectory, resources: contextlib.ExitStack, log: logging.Logger) -> int:
+    """Lock the run directory on rank 0, number the attempt, and give each rank its log file; collective.
+
+    The console shows what `log` says at INFO on rank 0; the files also hold what ends a rank, traceback included.
+    `resources` gives the lock back when it is closed.
+    """
+    problem, attempt = None, 0
+    if ranks.is_logging_rank():
+        try:
+            resources.callback(RunLock(run).release)
+            run.remove_leftovers()
+            attempt = run.next_attempt()
+            run.log_file(attempt, 0).parent.mkdir(parents=True)
+            run.stop_file.unlink(missing_ok=True)
+        except InputError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"run directory {run.path} cannot be written: {error.strerror}; choose another with 'directory'"
+    ranks.raise_together(problem)
+    (attempt,) = ranks.from_first_rank(attempt)
+    handlers: list[logging.Handler] = [ranks.together(lambda: _log_file(run, attempt))]
+    if ranks.is_logging_rank():
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[1].setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    log.setLevel(logging.DEBUG)
+
+    def keep_error(kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None:
+            log.debug("ended by an error", exc_info=error)
+
+    resources.push(keep_error)
+    return attempt
+
+
+def _log_file(run: RunDirectory, attempt: int) -> logging.Handler:
+    path = run.log_file(attempt, dist.get_rank())
+    try:
+        return logging.FileHandler(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def newest_whole(
+    run: RunDirectory,
+    verify: Callable[[Path], dict[str, Any]],
+    check: Callable[[Path, dict[str, Any]], None],
+    log: logging.Logger,
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that `verify` finds whole, with its manifest; None where none was ever written.
+
+    Collective: `verify` must raise its `InputError` on all ranks. Damaged checkpoints that are newer get a name that no
+    restart looks at, and `latest` names the one found. `check` may refuse to go on from it: then nothing is moved.
+    Raises `InputError` where there are checkpoints, but none whole.
+    """
+    damaged: list[tuple[Path, str]] = []
+    found, expected = ranks.from_first_rank(run.checkpoint_directories(), run.latest.exists())
+    for path in found:
+        try:
+            body = verify(path)
+        except InputError as error:
+            log.warning("%s; trying the checkpoint before it", error)
+            damaged.append((path, str(error)))
+            continue
+        ranks.everywhere(lambda path=path, body=body: check(path, body))  # type: ignore[misc]
+        ranks.together(lambda path=path: _tidy(run, path, [other for other, _ in damaged], log))  # type: ignore[misc]
+        return path, body
+    if damaged or expected:
+        why = damaged[0][1] if damaged else f"{run.latest} names one, but there is none"
+        raise InputError(
+            f"no checkpoint in {run.checkpoints} is whole ({why}); restore one from a copy, or start again in a "
+            "new run directory",
+            everywhere=True,
+        )
+    return None
+
+
+def _tidy(run: RunDirectory, continued: Path, damaged: list[Path], log: logging.Logger) -> None:
+    """On the first rank: move damaged checkpoints out of the way, and let `latest` name the one in use."""
+    if ranks.is_logging_rank():
+        for path in damaged:
+            try:
+                log.warning("moved to %s", run.set_aside(path))
+            except OSError as error:
+                raise InputError(f"cannot move the damaged checkpoint {path}: {error.strerror}") from None
+        if not run.latest.exists() or run.latest.read_text().strip() != continued.name:
+            run.point_latest(continued)
