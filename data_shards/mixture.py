@@ -1,26 +1,18 @@
-"""What training reads: one or several corpora, mixed by weight, as a pure function of the sample number.
-
-Which corpus sample n comes from is decided by largest deficit: the corpus that lags most behind its share of the first
-n + 1 samples gives the next one. With whole-number weights that add up to D the choice repeats after D samples with
-every corpus exactly at its share (the deficits are multiples of 1/D above -1 that add up to 0, so after D samples all
-are 0). One period is computed when the mixture is opened; everything at any n follows from it.
-"""
+"""What training reads: one or several corpora, mixed by weight, as a pure function of the sample number."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_shards.deficit import LargestDeficit, check_weights
 from data_shards.order import TrainingWindows, fingerprint
 from data_shards.shards import ShardSet, TokenizerInfo
 from job.errors import InputError
-
-_PERIOD = 1 << 17  # shares are rounded to 1/131072, at least that much each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +57,15 @@ class TrainingOrder:
         if not sources:
             raise InputError("no training data is configured: name at least one shard directory")
         names = [source.name for source in sources]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"two data sources are named '{twice[0]}'; give each its own name")
+        given = check_weights(names, [source.weight for source in sources], "tokens")
         self.sources, self.sequence_length, self.seed = list(sources), sequence_length, seed
         self.names = names
         self._windows = [
             TrainingWindows(ShardSet(source.directory, "train"), sequence_length, seed) for source in sources
         ]
         self.tokenizer = self._common_tokenizer()
-        self._parts = _whole_parts(self._relative_weights())
-        self.weights = {name: part / sum(self._parts) for name, part in zip(names, self._parts)}
-        self._choice, self._before = _one_period(self._parts)
+        self._turns = LargestDeficit(given or [float(windows.stream.tokens) for windows in self._windows])
+        self.weights = {name: part / sum(self._turns.parts) for name, part in zip(names, self._turns.parts)}
 
     def _common_tokenizer(self) -> TokenizerInfo:
         first = self._windows[0].shards
@@ -88,23 +78,9 @@ class TrainingOrder:
                 )
         return first.manifest.tokenizer
 
-    def _relative_weights(self) -> list[float]:
-        given = [source.weight for source in self.sources]
-        if all(weight is None for weight in given):
-            return [float(windows.stream.tokens) for windows in self._windows]
-        for source in self.sources:
-            if source.weight is None or not math.isfinite(source.weight) or source.weight <= 0:
-                raise InputError(
-                    f"data source '{source.name}' has weight {source.weight}: give every source a positive weight, or "
-                    "none of them one (then they are read in proportion to their tokens)"
-                )
-        return [float(weight) for weight in given if weight is not None]
-
     def choose(self, sample: int) -> tuple[int, int]:
         """(number of the source, sample number within it) of a sample, without reading tokens."""
-        period, place = divmod(sample, len(self._choice))
-        source = int(self._choice[place])
-        return source, period * self._parts[source] + int(self._before[place, source])
+        return self._turns.choose(sample)
 
     def sample(self, sample: int) -> Sample:
         """Sample n; raises `IndexError` where n is negative."""
@@ -135,11 +111,7 @@ class TrainingOrder:
 
     def counts(self, samples: int) -> dict[str, int]:
         """How many of the first `samples` samples come from each source."""
-        periods, place = divmod(samples, len(self._choice))
-        return {
-            name: periods * part + int(self._before[place, number])
-            for number, (name, part) in enumerate(zip(self.names, self._parts))
-        }
+        return dict(zip(self.names, self._turns.counts(samples)))
 
     def epochs(self, samples: int) -> dict[str, float]:
         """How often the first `samples` samples have gone through each source."""
@@ -158,30 +130,6 @@ class TrainingOrder:
             "sequence_length": self.sequence_length,
             "sources": [
                 {"name": name, "parts": part, **fingerprint(windows.shards)}
-                for name, part, windows in zip(self.names, self._parts, self._windows)
+                for name, part, windows in zip(self.names, self._turns.parts, self._windows)
             ],
         }
-
-
-def _whole_parts(weights: list[float]) -> list[int]:
-    """Weights as whole numbers without common divisor that add up to at most 131072 (nearly)."""
-    total = math.fsum(weights)
-    exact = [weight / total * _PERIOD for weight in weights]
-    parts = [max(1, round(share)) for share in exact]
-    divisor = math.gcd(*parts)
-    return [part // divisor for part in parts]
-
-
-def _one_period(parts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The source of each sample of a period [D], and how many each source gave before it [D + 1, sources]."""
-    total = sum(parts)
-    deficits = [0] * len(parts)
-    choice = np.empty(total, np.uint16)
-    for place in range(total):
-        deficits = [deficit + part for deficit, part in zip(deficits, parts)]
-        source = deficits.index(max(deficits))  # a tie goes to the source named first
-        deficits[source] -= total
-        choice[place] = source
-    before = np.zeros((total + 1, len(parts)), np.int32)
-    np.cumsum(choice[:, None] == np.arange(len(parts)), axis=0, out=before[1:])
-    return choice, before

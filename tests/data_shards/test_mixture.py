@@ -7,7 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
-from data_shards.mixture import Source, TrainingOrder, _one_period, _whole_parts
+from data_shards.deficit import one_period, whole_parts
+from data_shards.mixture import Source, TrainingOrder
 from data_shards.order import TrainingWindows, first_difference
 from data_shards.shards import ShardSet, TokenizerInfo
 from job.errors import InputError
@@ -67,8 +68,8 @@ def test_opening_far_away_agrees_with_counting_from_the_start(corpora):
 
 @pytest.mark.parametrize("weights", [[1.0], [1, 1], [0.5, 0.3, 0.2], [1e-9, 1.0], [3.3, 1.1, 2.7, 0.001]])
 def test_largest_deficit_keeps_every_prefix_within_one_sample_of_its_share(weights):
-    parts = _whole_parts([float(weight) for weight in weights])
-    choice, before = _one_period(parts)
+    parts = whole_parts([float(weight) for weight in weights])
+    choice, before = one_period(parts)
     total = sum(parts)
     assert np.array_equal(before[-1], parts), "after a period every source is exactly at its share"
     shares = np.arange(total + 1)[:, None] * (np.array(parts) / total)
@@ -84,7 +85,7 @@ def test_the_period_equals_the_definition():
     from fractions import Fraction
 
     parts = [7, 2, 4]
-    choice, _ = _one_period(parts)
+    choice, _ = one_period(parts)
     taken = [0, 0, 0]
     for n in range(3 * 13):
         deficits = [Fraction(part, 13) * (n + 1) - count for part, count in zip(parts, taken)]
