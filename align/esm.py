@@ -74,7 +74,7 @@ class ProteinEncoder(nn.Module):
         super().__init__()
         _check_config(esm.config, "the model")
         esm.set_attn_implementation(_ATTENTION)
-        esm.contact_head = esm.pooler = None  # transformers' heads, which nothing here runs or trains
+        esm.contact_head = esm.pooler = None  # type: ignore[assignment]  # heads that nothing here runs or trains
         self.esm = esm
 
     @property

@@ -103,9 +103,9 @@ class MoleculeEncoder(nn.Module):
     def forward(self, batch: MoleculeBatch) -> Tensor:
         """Representations, float32 [N, width], of a batch of N atoms; N may be 0.
 
-        Raises `RuntimeError` where the weights were cast to another type.
+        Raises `RuntimeError` where the weights were cast to a shorter type.
         """
-        if self.x_embedding1.weight.dtype != torch.float32:
+        if self.x_embedding1.weight.dtype.itemsize < torch.float32.itemsize:
             raise RuntimeError(f"the molecule encoder is {self.x_embedding1.weight.dtype}; keep it in float32")
         with torch.autocast(batch.atoms.device.type, enabled=False):
             hidden = self.x_embedding1(batch.atoms[:, 0]) + self.x_embedding2(batch.atoms[:, 1])
@@ -189,7 +189,7 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
         # Without data-dependent branches: asking for the count would wait for the device.
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         any_rows = count > 0
-        momentum = torch.where(any_rows, cast(float, self.momentum), 0.0)
+        momentum = any_rows.to(count) * cast(float, self.momentum)
         unbiased = variance * (count / (count - 1).clamp(min=1))
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(unbiased, momentum)

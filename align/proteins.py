@@ -3,7 +3,7 @@
 What ESM's alphabet has is kept as it is: the twenty amino acids, X B U Z O, and the gaps `.` and `-`. Of the rest,
 
 - lower case, which marks masked regions in FASTA files, is read as upper case;
-- J (leucine or isoleucine), which the alphabet lacks, is `<unk>`, as in fair-esm;
+- J (leucine or isoleucine), which the alphabet lacks, is `<unk>`, as in transformers' `EsmTokenizer`;
 - `*` at the end, a translated stop codon, is dropped, and refused elsewhere: the chain has ended there;
 - white space is dropped, and anything else refused.
 
