@@ -12,6 +12,7 @@ VERBS = {
     "inspect": ("align.inspect", "show what a build holds: counts, single questions, the order of training"),
     "train": ("align.train", "align encoders and language model (under torchrun)"),
     "export": ("align.export", "a training checkpoint -> a model directory"),
+    "controls": ("align.controls", "test whether a model uses the structures it is given"),
     "ask": ("align.ask", "one question about a molecule or a protein"),
     "chat": ("align.chat", "a conversation about structures"),
 }
