@@ -105,6 +105,7 @@ class _StreamingPlanner(DefaultSavePlanner):
         self._whole: tuple[str, torch.Tensor] | None = None
         self._whole_buffers = TwoBuffers()
         self._piece_buffers = TwoBuffers()
+        self._part_buffers = TwoBuffers()
 
     def create_local_plan(self) -> SavePlan:
         """One write item per piece; pieces of a weight follow each other."""
@@ -160,8 +161,12 @@ class _StreamingPlanner(DefaultSavePlanner):
         names, size = weight.hugging_face, megatron_shape(weight, shape)
         whole = self._whole_buffers.take(size, self._reader.tensors[names[0]].dtype)
         if len(names) == 1 and self._reader.tensors[names[0]].shape == size:
-            return whole.copy_(self._reader.load(names[0]))  # read here, in this thread: a map reads when it is used
-        return merge(weight, (self._reader.load(name) for name in names), shape, whole)
+            return self._reader.load(names[0], whole)
+        return merge(weight, map(self._load_part, names), shape, whole)
+
+    def _load_part(self, name: str) -> torch.Tensor:
+        info = self._reader.tensors[name]
+        return self._reader.load(name, self._part_buffers.take(info.shape, info.dtype))
 
 
 class _StreamingWriter(checkpoint.FileSystemWriter):

@@ -51,6 +51,7 @@ class SafetensorsReader:
         self.directory = Path(directory)
         self._files: dict[str, str] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        self._starts: dict[str, int] = {}
         listed = self._listed()
         for file in sorted(set(listed.values())):
             self._read_header(file)
@@ -60,14 +61,25 @@ class SafetensorsReader:
                     f"{self.directory / INDEX_FILE} says that {name} is in {file}, but it is not; copy both again"
                 )
 
-    def load(self, name: str) -> torch.Tensor:
-        """Read one tensor. It views the mapped file, which is unmapped when the tensor is dropped."""
-        path = self.directory / self._files[name]
+    def load(self, name: str, into: torch.Tensor | None = None) -> torch.Tensor:
+        """Read one tensor: into memory given (contiguous, of its shape and dtype), or into memory of its own.
+
+        Read, not mapped: a map would be read page by page, at a third of the speed, where its tensor is first used.
+        """
+        path, info = self.directory / self._files[name], self.tensors[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype) if into is None else into
         try:
-            with safe_open(path, framework="pt") as handle:
-                return handle.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot read {name} from {path}: {error}") from None
+            with open(path, "rb", buffering=0) as handle:
+                header = int.from_bytes(handle.read(8), "little")
+                handle.seek(8 + header + self._starts[name])
+                wanted = tensor.view(-1).view(torch.uint8).numpy().data
+                while len(wanted) and (count := handle.readinto(wanted)):  # the kernel gives at most 2 GB at once
+                    wanted = wanted[count:]
+        except OSError as error:
+            raise InputError(f"cannot read {name} from {path}: {error.strerror}") from None
+        if len(wanted):
+            raise InputError(f"cannot read {name} from {path}: the file ends within it; copy it again")
+        return tensor
 
     def _listed(self) -> dict[str, str]:
         """Tensor name to file name by the index; empty names for a single file."""
@@ -103,6 +115,9 @@ class SafetensorsReader:
                         )
                     self._files[name] = file
                     self.tensors[name] = TensorInfo(name, DTYPES[tensor.get_dtype()], tuple(tensor.get_shape()))
+            with open(path, "rb") as handle:  # the library has checked the header, but does not tell where tensors lie
+                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+            self._starts |= {name: entry["data_offsets"][0] for name, entry in header.items() if "data_offsets" in entry}
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} is not a whole safetensors file ({error}); copy it again") from None
 
