@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 
 from lxml import etree
 
@@ -45,6 +46,33 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
 def entity_text(entity: etree._Element) -> str:
     """What an entity that only a DTD could resolve stands for, where HTML knows it (`&beta;`); else its name."""
     return html.unescape(entity.text or "")
+
+
+_ESCAPED_TAG = re.compile(
+    r"<(?P<end>/?)(?P<name>o:p|p|sup|sub|i|b|u|em|strong|br|span|div|ul|ol|li)(?:\s+[\w:-]+=\"[^\"<>]*\")*\s*/?>",
+    re.IGNORECASE,
+)
+_ESCAPED_SUP = re.compile(r"<sup>([^<>]*)</sup>", re.IGNORECASE)
+
+
+def without_escaped_markup(text: str) -> str:
+    """Text in which a publisher escaped HTML twice, as that HTML would read; any other text as it is.
+
+    Recognised by a closing tag or an entity that can be nothing else: "a<b" and "p<0.05" stay.
+    """
+    if "</" in text and _ESCAPED_TAG.search(text):
+        text = _ESCAPED_SUP.sub(lambda found: superscript(found[1]), text)
+        text = _ESCAPED_TAG.sub(lambda tag: " " if tag["name"].lower() in _ESCAPED_BLOCKS else "", text)
+        text = re.sub(r"([.!?])\s*\.(\s*)$", r"\1\2", text)  # the stop that PubMed puts after the last tag
+    if "&" in text:
+        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    return text
+
+
+_ESCAPED_BLOCKS = {"p", "br", "div", "ul", "ol", "li"}
+_ENTITY = re.compile(
+    r"&(?:nbsp|lt|gt|amp|quot|apos|ndash|mdash|[lr][sd]quo|alpha|beta|gamma|delta|micro|mu|#\d{2,6}|#x[0-9a-fA-F]{2,5});"
+)
 
 
 def superscript(text: str) -> str:

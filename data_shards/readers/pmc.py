@@ -11,13 +11,23 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lxml import etree
 
 from data_shards.articles import Article, Reject, RejectHandler, Section
-from data_shards.clean import CITATION, is_dropped_heading, is_narrative, tidy
+from data_shards.clean import (
+    CITATION,
+    NAME_END,
+    awaits_name,
+    cut_plain_marks,
+    is_bound,
+    is_dropped_heading,
+    is_narrative,
+    tidy,
+    work_name,
+)
 from data_shards.readers.identifiers import clean_doi, clean_pmcid, clean_pmid, clean_year
 from data_shards.readers.licences import jats_licence
 from data_shards.readers.markup import MATHML, entity_text, linear_formula, superscript
@@ -53,6 +63,12 @@ _DROPPED_SECTION_TYPES = frozenset(
     ]
 )
 _ABSTRACT_TYPES = (None, "", "abstract", "structured")
+
+
+_LABEL_WORD = re.compile(
+    r"\b(?:fig|figure|tab|table|sect|section|eq|equation|scheme|box|appendix)s?\.?\s+(?:[\w.]+\s*(?:,|and|to)\s+)*$",
+    re.IGNORECASE,
+)
 
 
 def read(path: Path, on_reject: RejectHandler) -> Iterator[Article]:
@@ -93,7 +109,7 @@ def parse(data: bytes, source_file: str, source_position: str) -> Article:
         source_position=source_position,
         title=_flat(meta.find("title-group/article-title")),
         abstract=_abstract(meta),
-        sections=tuple(_body(article.find("body"))),
+        sections=_cut_unlinked_marks(_body(article.find("body"))),
         pmid=clean_pmid(ids.get("pmid")),
         pmcid=clean_pmcid(ids.get("pmc") or ids.get("pmcid")),
         doi=clean_doi(ids.get("doi")),
@@ -187,6 +203,12 @@ def _body(body: etree._Element | None) -> Iterator[Section]:
         yield Section("", tuple(loose))
 
 
+def _cut_unlinked_marks(sections: Iterable[Section]) -> tuple[Section, ...]:
+    return tuple(
+        Section(section.heading, tuple(map(cut_plain_marks, section.paragraphs)), section.level) for section in sections
+    )
+
+
 def _section(section: etree._Element, level: int) -> Iterator[Section]:
     heading = _flat(section.find("title"))
     if is_dropped_heading(heading) or section.get("sec-type") in _DROPPED_SECTION_TYPES:
@@ -270,14 +292,48 @@ def _reference(element: etree._Element, pieces: list[str]) -> None:
     _children(element, inner)
     text = "".join(inner)
     kind = element.get("ref-type")
+    before = "".join(pieces[-40:])
     if kind in ("bibr", "ref"):
-        pieces.append(text if is_narrative(text, "".join(pieces[-40:])) else CITATION)
+        if is_bound(text, before) or is_narrative(text, before):
+            pieces.append(text)
+        else:
+            name = _cited_work(element) if awaits_name(before) else ""
+            pieces.append(f"{CITATION}{name}{NAME_END}" if name else CITATION)
+    elif not text.strip() and _LABEL_WORD.search(before) and (number := _label_number(element)):
+        pieces.append(number)
     elif not text.strip() or (kind is None and re.fullmatch(r"\s*\[?\d+\]?\s*", text)):
         pieces.append(CITATION)
     elif kind in ("fn", "table-fn", "aff", "corresp"):  # marks of footnotes that are left out
         pieces.append("" if re.fullmatch(r"[\s\d*†‡§¶#a-z]{0,3}", text) else text)
     else:
         pieces.append(text)
+
+
+def _cited_work(reference: etree._Element) -> str:
+    """The name of the work that a mark points to, from the reference list; empty where that does not tell."""
+    target = (reference.get("rid") or "").split(" ")[0]
+    root = reference.getroottree().getroot()
+    entry = next((item for item in root.iter("ref") if item.get("id") == target), None)
+    if entry is None:
+        return ""
+    persons = entry.find('.//person-group[@person-group-type="author"]')
+    surnames = [item.text or "" for item in (entry if persons is None else persons).iter("surname", "collab")]
+    year = clean_year(entry.findtext(".//year"))
+    # A list that the source itself shortened ("et al.") has more authors than it names.
+    return work_name(surnames + ["et al."] * 2 if entry.find(".//etal") is not None and surnames else surnames, year)
+
+
+def _label_number(reference: etree._Element) -> str:
+    """What stands for an empty cross-reference in print: the number of the figure, table, section ... pointed to."""
+    target = (reference.get("rid") or "").split(" ")[0]
+    found = next((item for item in reference.getroottree().iter(etree.Element) if item.get("id") == target), None)
+    if found is None:
+        return ""
+    label = found.findtext("label") or ""
+    if not label and found.tag in ("fig", "table-wrap"):  # Copernicus leaves labels out: its fifth figure is "Ch1.F5"
+        label = re.sub(r"^0+", "", re.split(r"\D", target)[-1])
+    number = re.search(r"[A-Z]?\d+(?:\.\d+)*[A-Za-z]?\W*$", label)
+    return number[0].rstrip(":. ") if number else ""
 
 
 def _superscript(element: etree._Element, pieces: list[str]) -> None:

@@ -19,7 +19,7 @@ from lxml import etree
 from data_shards.articles import Article, Deletion, Reject, RejectHandler
 from data_shards.clean import normalise, strip_notices
 from data_shards.readers.identifiers import clean_doi, clean_pmcid, clean_pmid, clean_year
-from data_shards.readers.markup import inline_text
+from data_shards.readers.markup import inline_text, without_escaped_markup
 from data_shards.readers.streams import DamagedFile, read_blocks
 from job.errors import InputError
 
@@ -145,7 +145,7 @@ def _article(record: etree._Element, name: str, position: str) -> Article:
 
 def _title(element: etree._Element | None) -> str:
     """The title; the brackets that mark a translated one, and PubMed's notes about translation, are removed."""
-    text = "" if element is None else normalise(inline_text(element))
+    text = "" if element is None else normalise(without_escaped_markup(inline_text(element)))
     text = _TRANSLATED.sub("", text).strip()
     if text.startswith("[") and text.endswith(("]", "].")):
         inner = text[1 : text.rindex("]")]
@@ -160,7 +160,7 @@ def _abstract(element: etree._Element | None) -> tuple[str, ...]:
         return ()
     paragraphs = []
     for part in element.iterfind("AbstractText"):
-        text = strip_notices(normalise(inline_text(part)))
+        text = strip_notices(normalise(without_escaped_markup(inline_text(part))))
         if not text:
             continue
         label = normalise(part.get("Label") or "").rstrip(":").upper()

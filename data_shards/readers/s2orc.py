@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.articles import Article, Reject, RejectHandler, Section
-from data_shards.clean import cut_spans, is_dropped_heading, normalise, paragraphs_of
+from data_shards.clean import (
+    cut_plain_marks,
+    cut_spans,
+    is_apparatus,
+    is_dropped_heading,
+    normalise,
+    paragraphs_of,
+    work_name,
+)
 from data_shards.readers.identifiers import clean_doi, clean_pmcid, clean_pmid, clean_year
 from data_shards.readers.json_records import MalformedRecord, read_records
 from data_shards.readers.licences import classify_licence
@@ -51,13 +59,13 @@ def read(path: Path, on_reject: RejectHandler, metadata: S2orcMetadata | None = 
 
 def _bulk(record: dict[str, Any], source_file: str, position: str) -> Article:
     content = record["content"]
-    text = (content.get("text") or "").replace("\0", " ")
+    text = (content.get("text") or "").replace("\0", " ").replace("\1", " ")
     annotations = content.get("annotations") or {}
     citations = _spans(annotations, "bibref", len(text))
     captions = _spans(annotations, "figure", len(text)) + _spans(annotations, "table", len(text))
 
     def passage(span: _Span) -> str:
-        inside = ((a - span[0], b - span[0]) for a, b in citations if span[0] <= a and b <= span[1])
+        inside = ((a - span[0], b - span[0], "") for a, b in citations if span[0] <= a and b <= span[1])
         return cut_spans(text[slice(*span)], inside)
 
     def in_caption(span: _Span) -> bool:
@@ -106,6 +114,7 @@ def _pdf_parse(record: dict[str, Any], source_file: str, position: str) -> Artic
     header = record.get("metadata") or {}
     parse = record.get("grobid_parse") or record.get("pdf_parse") or record
     body = parse.get("body_text") or (record.get("latex_parse") or {}).get("body_text") or []
+    works = {key: _work(entry) for key, entry in (parse.get("bib_entries") or {}).items()}
     abstract = parse.get("abstract") or record.get("abstract") or header.get("abstract") or ()
     return Article(
         source="s2orc",
@@ -114,8 +123,10 @@ def _pdf_parse(record: dict[str, Any], source_file: str, position: str) -> Artic
         title=normalise(header.get("title") or record.get("title") or ""),
         abstract=paragraphs_of(abstract)
         if isinstance(abstract, str)
-        else tuple(text for item in abstract if (text := _cut_paragraph(item))),
-        sections=_sections((_section_path(item.get("section")), _cut_paragraph(item)) for item in body),
+        else tuple(text for item in abstract if (text := _cut_paragraph(item, works))),
+        sections=_sections(
+            _without_apparatus([(_section_path(item.get("section")), _cut_paragraph(item, works)) for item in body])
+        ),
         pmid=clean_pmid(header.get("pubmed_id")),
         pmcid=clean_pmcid(header.get("pmc_id") or (record["paper_id"] if _is_pmcid(record["paper_id"]) else None)),
         doi=clean_doi(header.get("doi")),
@@ -128,10 +139,25 @@ def _is_pmcid(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("PMC")
 
 
-def _cut_paragraph(item: dict[str, Any]) -> str:
-    spans = ((span.get("start"), span.get("end")) for span in item.get("cite_spans") or ())
-    text = item["text"].replace("\0", " ")
-    return cut_spans(text, ((int(start), int(end)) for start, end in spans if start is not None and end is not None))
+def _work(entry: dict[str, Any]) -> str:
+    return work_name([author.get("last") or "" for author in entry.get("authors") or ()], entry.get("year"))
+
+
+def _cut_paragraph(item: dict[str, Any], works: dict[str, str]) -> str:
+    text = item["text"].replace("\0", " ").replace("\1", " ")
+    spans = [
+        (int(span["start"]), int(span["end"]), works.get(span.get("ref_id") or "", ""))
+        for span in item.get("cite_spans") or ()
+        if span.get("start") is not None and span.get("end") is not None
+    ]
+    return cut_plain_marks(cut_spans(text, spans))
+
+
+def _without_apparatus(paragraphs: list[tuple[tuple[str, ...], str]]) -> list[tuple[tuple[str, ...], str]]:
+    """Drop closing paragraphs about the authors, where the parser lost the heading that would have told."""
+    while paragraphs and (not paragraphs[-1][1] or is_apparatus(paragraphs[-1][1])):
+        paragraphs.pop()
+    return paragraphs
 
 
 def _section_path(value: Any) -> tuple[str, ...]:

@@ -5,7 +5,19 @@ import unicodedata
 
 import pytest
 
-from data_shards.clean import CITATION, cut_spans, is_dropped_heading, is_narrative, normalise, paragraphs_of, tidy
+from data_shards.clean import (
+    CITATION,
+    awaits_name,
+    cut_plain_marks,
+    cut_spans,
+    is_apparatus,
+    is_dropped_heading,
+    is_narrative,
+    normalise,
+    paragraphs_of,
+    tidy,
+    work_name,
+)
 from data_shards.readers import jsonl, pmc
 
 
@@ -52,7 +64,53 @@ def test_numbers_and_ordinary_brackets_are_left_alone():
 def test_spans():
     text = "Kuntz et al. [7] found X (Smith, 2001; Nair, 2002) and Y."
     spans = [(0, 12), (13, 16), (25, 38), (39, 50), (40, 45), (55, 900), (5, 5), (-3, -1)]
-    assert cut_spans(text, spans) == "Kuntz et al. found X and Y."
+    assert cut_spans(text, [(*span, "") for span in spans]) == "Kuntz et al. found X and Y."
+
+
+def test_span_that_is_a_word_of_the_sentence():
+    text = "We use the model of [3] and [4, Theorem 2] (see [5] for details), as in [6-8], and x in [0, 1]."
+    names = {"3": "Hu (2003)", "4": "Best et al. (2005)", "5": "Lee (2004)", "6": "Ray (1999)", "8": "Fox (2001)"}
+    spans = [(text.index(number), text.index(number) + 1, name) for number, name in names.items()]
+    assert cut_spans(text, spans) == (
+        "We use the model of Hu (2003) and [Theorem 2] (see Lee (2004) for details), as in Ray (1999), Fox (2001) and "
+        "others, and x in [0, 1]."
+    )
+
+
+def test_brackets_that_are_no_citations_stay():
+    for text in (
+        "benzo[2,3-b]pyridine [2,3-b] and [1, 5] diazepine",
+        "a probability in [0, 1] and x = [7] here",
+        "he writed [sic] so, [Ca2+] rose, cucurbit[7]uril, F[1,25] > 24.6",
+        "in equation [3], step [2]. Values of [3] are",
+    ):
+        assert cut_plain_marks(text) == text and tidy(text) == text
+    assert cut_plain_marks("increases in DOC [45] and iron [46], as (said) [7].") == (
+        "increases in DOC and iron, as (said)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "is_word"),
+    [
+        ("as described in ", True),
+        ("according to [", True),
+        ("(see ", True),
+        ("the method of (", True),
+        ("with the exception of ref. [", True),
+        ("was resistant to ", False),
+        ("patterns exist [", False),
+        ("the origin ", False),
+    ],
+)
+def test_where_a_mark_is_a_word_of_its_sentence(before, is_word):
+    assert awaits_name(before) is is_word
+
+
+def test_names_of_works():
+    assert work_name(["Hu", "Feng"], 2003) == "Hu and Feng (2003)"
+    assert work_name(["Hu", "Feng", "Li"], "2003") == "Hu et al. (2003)"
+    assert work_name([], 2003) == work_name(["Hu"], None) == work_name(["Anonymous"], 2003) == ""
 
 
 def test_names_within_the_sentence():
@@ -86,3 +144,23 @@ def test_dropped_headings(real_data):
         for section in article.sections
     ]
     assert "Materials and Methods" in headings and not any(is_dropped_heading(heading) for heading in headings)
+
+
+def test_closing_paragraphs_about_the_authors(real_data):
+    for paragraph in (
+        "PD, IM, and TG were responsible for the conception and design of the study, and approved the final version.",
+        "The authors declare that they have no competing interests.",
+        "We thank Ann Lee for help.",
+        "This work was supported by the NIH.",
+    ):
+        assert is_apparatus(paragraph)
+    bodies = [
+        paragraph
+        for path in sorted((real_data / "jats_fulltext").glob("*.tar.gz"))
+        for article in pmc.read(path, pytest.fail)
+        for section in article.sections
+        if section.heading.lower() in ("results", "discussion", "introduction", "methods", "background")
+        for paragraph in section.paragraphs
+    ]
+    assert len(bodies) > 1000
+    assert [paragraph for paragraph in bodies if is_apparatus(paragraph)] == []

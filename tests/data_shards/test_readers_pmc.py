@@ -98,6 +98,53 @@ def test_nothing_is_left_of_cut_citations(articles):
     assert texts.count("et al.") > 400
 
 
+def test_marks_that_are_words_of_their_sentence_become_names(articles):
+    """Cutting "[B5]" out of "as described in [B5]." leaves a sentence that ends in "in."."""
+    for name, sentence in {
+        "BMC Neurosci-6-_-1087847.nxml": "mouse has been verified in Herr et al. (2001). In another",
+        "BMC Dev Biol-4-_-471547.nxml": "muscle mass morphology according to Robson et al. (1994).",
+        "elife-14093-v1.xml": "pioneers such as Bonnet (1754), Braun (1831) and Bravais and Bravais (1837) and",
+        "journal.pgen.1000052.xml": "using Eigenstrat as described in Price et al. (2006). Structure",
+        "journal.pcbi.1004152.xml": "under study (see Bajardi et al. (2011) and S1 Text).",
+        "journal.pone.0116201.xml": "with the exception of Borghesi et al. (2007) where however",
+        "journal.pone.0012262.xml": "Rabiau et al.show that BRCA1",  # already named
+        "PLoS Genet-2-11-1657042.nxml": "described in Lehnertz et al. (2003), Chapman et al. (1984) and others. The",
+    }.items():
+        assert sentence in articles[name].text(), name
+    texts = "\n".join(article.text() for article in articles.values())
+    assert len(re.findall(r"\bdescribed in[.,;)]|\baccording to[.,;)]|\breviewed in[.,;)]", texts)) == 0
+    assert len(re.findall(r"\b[Rr]efs?\.?(?= ?[.,;)])", texts)) <= 2
+
+
+def test_asides_that_only_refer_go_whole(articles):
+    text = articles["BMC Dev Biol-5-_-1208873.nxml"].text()  # the source forgot to close this bracket
+    assert "growth factor complexes to gene transcription. However, despite" in text
+    assert "some (but not all) studies, glucose" in articles["PLoS Biol-5-6-1892821.nxml"].text()
+    assert "1O of this paper), not the loss" in articles["PLoS Genet-2-12-1756909.nxml"].text()
+
+
+def test_empty_references_get_the_number_they_point_to(sources, articles):
+    assert b'<xref ref-type="fig" rid="Ch1.F5"/>' in sources["copernicus_1.xml"]
+    text = articles["copernicus_1.xml"].text()
+    assert "as illustrated in Figs. 5 and 6. In that case" in text and "Second, Tables 2 and 3 only deal" in text
+    assert "gracile limb bones (Figs. 1–3)." in articles["journal.pone.0005723.xml"].text()  # hidden one within 1-3
+
+
+def test_interval_tagged_as_citation_keeps_its_bounds(sources, articles):
+    assert b'[<xref ref-type="bibr" rid="pcbi.1004113.ref005">5</xref>, 120]' in sources["journal.pcbi.1004113.xml"]
+    text = articles["journal.pcbi.1004113.xml"].text()
+    assert "[5, 80] in the HIV-negative cohort" in text and "[5, 120] in the HIV-positive cohort" in text
+
+
+def test_marks_without_a_link_are_cut_and_intervals_stay(articles):
+    text = articles["journal.pbio.1000359.xml"].text()
+    assert "Salinibacter ruber. Xanthorhodopsin" in text and "glycine amino acid, suggesting" in text
+    assert "increases in DOC and increased iron" in articles["journal.pone.0070598.xml"].text()
+    text = articles["journal.pone.0117688.xml"].text()
+    assert "intervals [10, 20] mm and [90, 100] mm" in text
+    assert "triazolo-pyrido [2, 3 -b] [1, 5] benzoxazepines" in articles["hindawi_1.xml"].text()
+
+
 def test_superscripts(articles):
     text = articles["BMC Biochem-4-_-194730.nxml"].text()
     assert "674 × 10^3/μl and 774 × 10^3/μl" in text

@@ -7,6 +7,7 @@ import pytest
 
 from data_shards.clean import strip_notices
 from data_shards.readers import pubmed
+from data_shards.readers.markup import without_escaped_markup
 from data_shards.readers.streams import DamagedFile
 from job.errors import InputError
 from tests.data_shards.real_records import PUBMED_1979, PUBMED_2021, pubmed_file, pubmed_records, read_pubmed
@@ -50,11 +51,25 @@ def test_nested_markup_loses_no_text(articles, real_data):
         if re.search("opyright|©|rights reserved", source[1].decode()):
             continue
         source_text = "".join(re.findall(r"<AbstractText[^>]*>(.*?)</AbstractText>", source[1].decode(), re.DOTALL))
-        letters = re.findall(r"[^\W\d_]", re.sub(r"<[^>]*>|&\w+;", "", source_text))
+        letters = re.findall(r"[^\W\d_]", re.sub(r"<[^>]*>|&lt;/?(o:)?p&gt;|&amp;nbsp;|&\w+;", "", source_text))
         labels = re.findall(r'<AbstractText[^>]*?Label="([^"]*)"', source[1].decode())
         kept = len(re.findall(r"[^\W\d_]", "".join(found[pmid].abstract)))
         assert len(letters) <= kept <= len(letters) + sum(len(label) for label in labels), pmid
     assert "5DJ" in found["34019423"].text().replace("^", "")
+
+
+def test_html_that_was_escaped_twice_is_read(articles, real_data):
+    assert b"&lt;p&gt;Immediate fixed" in pubmed_records(real_data / PUBMED_2021)["34091678"]
+    [abstract] = articles[0]["34091678"].abstract
+    assert "<" not in abstract and "&nbsp;" not in abstract and abstract.startswith("Immediate fixed full arch")
+    assert "quality of life. The surgical" in abstract and abstract.endswith("restored the arch immediately.")
+    assert sum("<" in text for article in articles[0].values() for text in article.abstract) > 250  # p < 0.05 and so on
+
+
+def test_only_escaped_markup_is_touched():
+    for text in ("a<b and c>d", "p<0.05</i", "AT&T; R&D; x &lt y", "p <p0 and i>3"):
+        assert without_escaped_markup(text) == text
+    assert without_escaped_markup("10<sup>5</sup> CO<sub>2</sub>, p &lt; 0.05") == "10^5 CO2, p < 0.05"
 
 
 def test_labels_are_kept_and_unlabelled_is_not_printed(articles, old_articles):

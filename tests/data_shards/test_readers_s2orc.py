@@ -53,6 +53,25 @@ def test_layout_of_2019_with_ids_inside(real_data):
     assert "Siqueira" not in text and "BIBREF" not in text
 
 
+def test_what_the_parser_lost_leaves_no_scars(real_data):
+    """A citation span whose opening bracket is gone, and authors' contributions without their heading."""
+    path = real_data / "s2orc" / "20190928_10002293.json"
+    raw = path.read_text()
+    assert "according to the literature Menezes et al., 2014)" in raw and "PD, IM, JS, FC, and TG were resp" in raw
+    [article], _ = read(path)
+    assert "isolated according to the literature. Their 1 H NMR" in article.text()
+    assert "responsible for the conception" not in article.text()
+    assert article.text().endswith("optimization of light delivery and new PS formulations.")
+
+
+def test_marks_that_are_words_of_their_sentence_become_names(real_data):
+    [article], _ = read(real_data / "s2orc" / "20200705_18980380.json")
+    text = article.text()
+    assert "In Xu and Mannor (2012) the state-wise ambiguity set" in text
+    assert "similar to Xu and Mannor (2012) and can be found in Yu and Xu (2015)." in text
+    assert "we generalize a previous study which concentrates" in text  # a mark that has no span
+
+
 def test_layout_of_2020_takes_title_and_ids_from_metadata(real_data, metadata):
     path = real_data / "s2orc" / "pdf_parses_20200705.jsonl"
     without, _ = read(path)
