@@ -8,33 +8,30 @@ written to a hidden directory beside its place, synced, checksummed by all ranks
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import save as torch_save
-from torch.distributed.checkpoint.api import CheckpointException
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from job import manifest
-from job.errors import InputError
-from job.files import fsync_directory, sha256_file
 from parallel import optimizer as adamw
 from parallel import ranks
-from parallel.checkpoint_files import MODEL_FOLDER, STAGE, read_manifest, verify_file
+from parallel.checkpoint_files import MODEL_FOLDER, STAGE, read_manifest
 from parallel.layout import Layout
 from parallel.safe_reader import SafeMetadataReader
+from parallel.whole_directory import (
+    explained,
+    random_state,
+    restore_random_state,
+    verify_directory,
+    write_directory,
+)
 
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
@@ -86,28 +83,14 @@ def save(path: Path, model: Model, layout: Layout, hugging_face: Path, content: 
     `hugging_face` is the directory whose config and tokenizer travel along; `content` goes into the manifest (step,
     consumed samples and tokens, config, data). Raises `InputError` on every rank where any rank cannot write.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        ranks.together(lambda: _on_first_rank(path, lambda: _make_empty(temporary)))
-        with _explained(path):
-            _write_tensors(temporary, model)
-        ranks.together(lambda: _write_small_files(path, temporary, hugging_face))
-        files = _checksums(path, temporary)
-        body = {"layout": vars(layout), "world_size": dist.get_world_size(), "files": files}
-        config, inputs = content.pop("config", {}), content.pop("inputs", [])
+    config, inputs = content.pop("config", {}), content.pop("inputs", [])
 
-        def finish() -> None:
-            manifest.write(temporary, STAGE, config, inputs, content | body)
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.rename(path)
-            fsync_directory(path.parent)
+    def fill(directory: Path) -> None:
+        with explained(path):
+            _write_tensors(directory, model)
+        ranks.together(lambda: _write_small_files(path, directory, hugging_face))
 
-        ranks.together(lambda: _on_first_rank(path, finish))
-    except InputError:
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
-        raise
-    return sum(entry["bytes"] for entry in files.values())
+    return write_directory(path, fill, STAGE, config, inputs, content | {"layout": vars(layout)})
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -117,13 +100,7 @@ def verify(path: Path) -> dict[str, Any]:
     """
 
     def check() -> dict[str, Any]:
-        body = read_manifest(path)
-        if not isinstance(body.get("files"), dict):
-            raise InputError(f"{path / manifest.NAME} has no list of files; restore it from where it was made")
-        world, rank = dist.get_world_size(), dist.get_rank()
-        for index, (name, expected) in enumerate(sorted(body["files"].items())):
-            if index % world == rank:
-                verify_file(path, name, expected)
+        body = verify_directory(path, STAGE)
         SafeMetadataReader(path).read_metadata()  # refuses a pickle that holds more than checkpoint metadata
         return body
 
@@ -159,11 +136,6 @@ def load(path: Path, model: Model, layout: Layout) -> None:
         _restore_random_state(torch.load(path / "random" / f"rank-{dist.get_rank():05d}.pt", weights_only=True))
 
 
-def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-
-
 def _write_tensors(directory: Path, model: Model) -> None:
     """Weights and optimizer, each rank its part; collective."""
     state = _state(model, loading=False)
@@ -178,7 +150,7 @@ def _write_tensors(directory: Path, model: Model) -> None:
 
 def _write_small_files(path: Path, directory: Path, hugging_face: Path) -> None:
     """This rank's random state and, on the first, the model's config and tokenizer."""
-    with _explained(path):
+    with explained(path):
         (directory / "random").mkdir(exist_ok=True)
         torch.save(_random_state(), directory / "random" / f"rank-{dist.get_rank():05d}.pt")
         if dist.get_rank() == 0:
@@ -186,26 +158,6 @@ def _write_small_files(path: Path, directory: Path, hugging_face: Path) -> None:
             for file in hugging_face.iterdir():
                 if file.suffix != ".safetensors":
                     shutil.copyfile(file, directory / MODEL_FOLDER / file.name)
-
-
-def _on_first_rank(path: Path, function: Callable[[], None]) -> None:
-    if dist.get_rank() == 0:
-        with _explained(path):
-            function()
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """A failed write as one sentence; an error of a collective passes."""
-    try:
-        yield
-    except CheckpointException as error:  # a BaseException, which torch raises on all ranks where it failed on any
-        causes = [failure[0] for failure in error.failures.values()]
-        raise InputError(_cannot_write(path, causes), everywhere=True) from error
-    except (OSError, RuntimeError) as error:
-        if ranks.is_lost_contact(error):
-            raise
-        raise InputError(_cannot_write(path, [error])) from error
 
 
 def _state(model: Model, loading: bool) -> dict[str, Any]:
@@ -224,72 +176,9 @@ def _state(model: Model, loading: bool) -> dict[str, Any]:
 
 
 def _random_state() -> dict[str, Any]:
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(),
-        "model_parallel": tensor_parallel.get_cuda_rng_tracker().get_states(),
-    }
+    return random_state() | {"model_parallel": tensor_parallel.get_cuda_rng_tracker().get_states()}
 
 
 def _restore_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state(state["device"])
+    restore_random_state(state)
     tensor_parallel.get_cuda_rng_tracker().set_states(state["model_parallel"])
-
-
-def _checksums(path: Path, directory: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size of every file, each rank reading its share; files are synced to disk on the way."""
-
-    def share() -> dict[str, dict[str, Any]]:
-        names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
-        mine = {}
-        with _explained(path):
-            for name in names[dist.get_rank() :: dist.get_world_size()]:
-                file = directory / name
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-                mine[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-        return mine
-
-    mine = ranks.together(share)
-    parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return dict(sorted((name, entry) for part in parts for name, entry in part.items()))
-
-
-def _cannot_write(path: Path, errors: list[BaseException]) -> str:
-    reason = next(filter(None, map(_system_error, errors)), None) or _try_writing(path.parent)
-    if reason is None:
-        reason = (str(errors[0]).strip().splitlines() or [type(errors[0]).__name__])[-1]
-    with contextlib.suppress(OSError):
-        reason += f" ({shutil.disk_usage(path.parent).free / 1e9:.1f} GB free)"
-    return (
-        f"cannot write checkpoint {path}: {reason}; earlier ones are untouched: make room and start the same command "
-        "again"
-    )
-
-
-def _system_error(error: BaseException | None) -> str | None:
-    """The operating system's words, where an error or one behind it has them."""
-    while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _try_writing(directory: Path) -> str | None:
-    """What the operating system says to another megabyte: torch's file writer does not pass on what it was told."""
-    try:
-        with tempfile.TemporaryFile(dir=directory) as handle:
-            handle.write(bytes(1 << 20))
-            os.fsync(handle.fileno())
-    except OSError as error:
-        return error.strerror
-    return None

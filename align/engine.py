@@ -1,0 +1,244 @@
+"""DeepSpeed's ZeRO around a model: gradients, updates, and where each parameter's optimizer state lies.
+
+DeepSpeed's own mixed precision is never switched on: its bf16 mode would cast the molecule encoder too, whose output is
+then wrong. What is trained is float32, what is frozen keeps the type it was loaded in.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from align.config import AlignConfig
+from job.training import AdamWConfig
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+import deepspeed
+
+if TYPE_CHECKING:
+    from transformers.integrations import HfDeepSpeedConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The optimizer's states of a parameter, as `torch.optim.AdamW` names them."""
+
+
+def join(timeout_seconds: float, seed: int, deterministic: bool) -> None:
+    """Join the job's processes, over NCCL on GPUs and gloo elsewhere, and seed everything random alike.
+
+    Rank, world size and rendezvous come from torchrun's environment variables; without them this process is alone.
+    """
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r".*(all_gather_into_tensor|_all_gather_base|reduce_scatter).*")
+    if not dist.is_initialized():
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout)
+    # A C++ extension for a collective that training never uses: without this line, CPU runs would need a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend=dist.get_backend(), verbose=False, timeout=datetime.timedelta(seconds=timeout_seconds)
+    )
+    torch.use_deterministic_algorithms(deterministic)
+    seed_all(seed)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def shutdown() -> None:
+    """Leave the job's process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def settings(config: AlignConfig) -> dict[str, Any]:
+    """The configuration that DeepSpeed is given."""
+    zero: dict[str, Any] = {"stage": config.parallel.stage}
+    if config.parallel.offload != "none":
+        host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = host
+        if config.parallel.offload == "parameters":
+            zero["offload_param"] = host
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # bookkeeping only: the number of rows of a micro-batch varies
+        "gradient_accumulation_steps": 1,  # likewise: `backward` is told which micro-batch is the last
+        "gradient_clipping": config.optimizer.clip,
+        "steps_per_print": 1 << 60,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW updates offloaded states too, without a compiler
+        "zero_optimization": zero,
+    }
+
+
+def partitioned_loading(config: AlignConfig) -> HfDeepSpeedConfig | None:
+    """At stage 3, an object that makes transformers load models straight into partitions while it is alive."""
+    if config.parallel.stage != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(settings(config) | {"train_batch_size": dist.get_world_size()})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a parameter whose optimizer state lies on this rank: `count` elements from `start` of the parameter.
+
+    `flat` is what the optimizer calls a parameter (a piece of many parameters in one), and `offset` the place in it.
+    """
+
+    flat: Tensor
+    offset: int
+    start: int
+    count: int
+
+
+class Engine:
+    """A model with what updates it.
+
+    Args:
+        model: as DeepSpeed is to train it; `forward` gives a loss. Its trainable parameters are float32.
+        config: of the run.
+    """
+
+    def __init__(self, model: nn.Module, config: AlignConfig) -> None:
+        self.model = model
+        self.stage = config.parallel.stage
+        self._clip = config.optimizer.clip
+        self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        adamw = _adamw(list(self.trained.values()), config.optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=settings(config))
+        self._zero = self._engine.optimizer
+        self._adamw: torch.optim.Optimizer = self._zero if self.stage == 0 else self._zero.optimizer
+
+    def loss(self, batch: Any) -> Tensor:
+        """The model's loss of a batch, as a scalar that can be given to `backward`."""
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of `loss`; collective. `last` says that this step's gradients are complete with it.
+
+        The gradient of a step is the sum over all ranks and calls.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)  # DeepSpeed averages over ranks
+
+    def step(self, rate: float) -> float:
+        """Clip and update; collective. Returns the norm of the whole gradient before clipping.
+
+        Where the norm is not finite, the weights are left untouched.
+        """
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        if self.stage == 0:
+            gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients).item()
+            if not np.isfinite(norm):
+                self._engine.zero_grad()
+                return norm
+        self._engine.step()
+        if self.stage == 0:
+            return norm
+        return float("nan") if self._zero.overflow else float(self._zero._global_grad_norm)
+
+    def full_weights(self, parameter: nn.Parameter) -> Any:
+        """A context in which the parameter is whole on every rank, to be read; collective."""
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=None, enabled=self.stage == 3)
+
+    def moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
+        """A whole state of the optimizer, float32 on the CPU on rank 0, None elsewhere; collective.
+
+        Zeros before the first step. Bits are gathered, not numbers, so that nothing is rounded.
+        """
+        whole = torch.zeros(_count(parameter), dtype=torch.int32, device=_device(parameter))
+        for piece in self._pieces(parameter):
+            state = self._adamw.state.get(piece.flat, {})
+            if key in state:
+                part = state[key].view(-1).narrow(0, piece.offset, piece.count)
+                whole.narrow(0, piece.start, piece.count).copy_(part.view(torch.int32))
+        if self.stage > 0:
+            dist.reduce(whole, 0)
+        return whole.view(torch.float32).view(_shape(parameter)).cpu() if dist.get_rank() == 0 else None
+
+    def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Set this rank's part of a state from the whole, float32."""
+        for piece in self._pieces(parameter):
+            state = self._adamw.state[piece.flat]
+            if key not in state:
+                state[key] = torch.zeros_like(piece.flat)
+            part = state[key].view(-1).narrow(0, piece.offset, piece.count)
+            part.copy_(value.reshape(-1).narrow(0, piece.start, piece.count))
+
+    def set_updates(self, count: int) -> None:
+        """Tell the optimizer how many updates its states have seen; every state must have been set."""
+        flats = [flat for group in self._adamw.param_groups for flat in group["params"]]
+        if self.stage == 3:  # which takes them out of the groups
+            flats = self._zero.fp32_partitioned_groups_flat
+        for flat in flats:
+            state = self._adamw.state[flat]
+            state["step"] = torch.tensor(float(count))
+            for key in MOMENTS:  # of a piece that holds nothing but padding
+                if key not in state:
+                    state[key] = torch.zeros_like(flat)
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+    def _pieces(self, parameter: nn.Parameter) -> Iterator[Piece]:
+        """This rank's part of a parameter, if it has one."""
+        if self.stage == 0:
+            yield Piece(parameter, 0, 0, parameter.numel())
+        elif self.stage == 3:
+            group, offset, count = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            start = dist.get_rank() * count
+            count = min(count, _count(parameter) - start)  # the last part is padded
+            if count > 0:
+                yield Piece(self._zero.fp32_partitioned_groups_flat[group], offset, start, count)
+        elif (mapping := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
+            flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+            ours, theirs = mapping.hp_fragment_address, mapping.lp_fragment_address
+            yield Piece(flat, ours.start, theirs.start, ours.numel)
+
+
+def _adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices, and neither biases nor norms."""
+    matrices = [parameter for parameter in parameters if len(_shape(parameter)) > 1]
+    vectors = [parameter for parameter in parameters if len(_shape(parameter)) <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    betas = (config.beta1, config.beta2)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.epsilon)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole parameter, also where this rank holds a part of it."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _count(parameter: nn.Parameter) -> int:
+    return _shape(parameter).numel()
+
+
+def _device(parameter: nn.Parameter) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else parameter.device
