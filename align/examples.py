@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from align.esm import ProteinBatch, collate_proteins
 from align.gnn import MoleculeBatch, collate_graphs
@@ -135,6 +136,7 @@ class Encoding:
         self.pad_id: int = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._caches: dict[Kind, StructureCache | None] = {"molecule": molecule_cache, "protein": protein_cache}
         self._start = _start_ids(tokenizer)
+        self._backend = _backend(tokenizer)
         self._tokenise = functools.lru_cache(_CACHED_TEXTS)(self._tokenise_text)
 
     def length(self, question: Question) -> int:
@@ -178,9 +180,7 @@ class Encoding:
         return collate(examples, self.pad_id, side, widths["molecule"], widths["protein"])
 
     def _tokenise_text(self, text: str) -> tuple[int, ...]:
-        # A special token that is spelt out in a question is text.
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return tuple(ids)  # type: ignore[arg-type]
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def _places(self, structure: Structure) -> int:
         """Places that a structure takes, without featurising it where its atoms are known."""
@@ -290,6 +290,20 @@ def collate_features(structures: Sequence[np.ndarray], width: int) -> FeatureBat
     joined = np.concatenate(structures)  # also makes a writable copy of mapped memory
     values = torch.from_numpy(joined)
     return FeatureBatch(values.view(torch.bfloat16) if joined.dtype == np.uint16 else values, lengths)
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A tokenizer of our own, to which a special token that is spelt out in a question is text.
+
+    (transformers switches that per call by changing the tokenizer, which two threads must not do.)
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError("the language model's tokenizer has no tokenizer.json; see `job.tokenizer.write_hf_tokenizer`")
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from align.settings import LoraSettings
 from job.errors import InputError
 from job.files import sha256_file
-from job.tokenizer import write_hf_tokenizer
+from job.tokenizer import read_settings, write_hf_tokenizer
 
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 _LORA_MARK = ".lora_"
@@ -56,7 +56,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory with the ids of training (see `job.tokenizer`); raises `InputError`."""
     with tempfile.TemporaryDirectory() as converted:
         write_hf_tokenizer(directory, Path(converted))
-        if (directory / "config.json").is_file():  # AutoTokenizer chooses some classes by the model's type
+        if "tokenizer_class" not in read_settings(Path(converted)) and (directory / "config.json").is_file():
+            # Without a class, AutoTokenizer goes by the model's type.
             (Path(converted) / "config.json").write_bytes((directory / "config.json").read_bytes())
         return AutoTokenizer.from_pretrained(converted, local_files_only=True)
 
@@ -79,7 +80,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
         model,
         LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # its annotation is narrower than its code
             lora_dropout=settings.dropout,
             target_modules=list(settings.modules),
             task_type="CAUSAL_LM",

@@ -95,13 +95,14 @@ class AlignedModel(nn.Module):
 
     # What is trained.
 
-    def tune(self, mode: Tuning, lora: LoraSettings | None = None) -> None:
+    def tune(self, mode: Tuning, lora: LoraSettings | None = None, encoders: bool | None = None) -> None:
         """Choose what is trained, and freeze the rest.
 
         Args:
-            mode: "adapters"; "encoders" (and adapters); "lora" (and adapters), which adds LoRA layers to a language
-                model that has none; "all": adapters, encoders and the language model.
+            mode: "adapters"; "encoders": these too; "lora": also LoRA layers, which are added to a language model that
+                has none; "all": all weights there are.
             lora: settings of the layers added.
+            encoders: whether the encoders are trained, where that is to differ from what `mode` says.
 
         Raises `ValueError` where the language model is to be trained but is no submodule.
         """
@@ -114,7 +115,7 @@ class AlignedModel(nn.Module):
                 adapter.requires_grad_(True)
         for encoder in (self.molecule_encoder, self.protein_encoder):
             if encoder is not None:
-                encoder.requires_grad_(mode in ("encoders", "all"))
+                encoder.requires_grad_(mode != "adapters" if encoders is None else encoders)
         for name, parameter in self.language_model.named_parameters():
             parameter.requires_grad_(mode == "all" or (mode == "lora" and is_lora(name)))
         self.tuning = mode

@@ -26,7 +26,7 @@ BIOLOGY = (
 
 Tokens = Literal["each", "pooled", "resampled"]
 Tuning = Literal["adapters", "encoders", "lora", "all"]
-"""What is trained: the adapters; adapters and encoders; adapters and LoRA on the language model; everything."""
+"""What is trained: the adapters; these and the encoders; these and LoRA on the language model; everything."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class ProteinSettings:
 class LoraSettings:
     """Low-rank updates of the language model's linear layers (Hu et al. 2021)."""
 
-    rank: int = 16
+    rank: int = 8
     """of each update"""
-    alpha: int = 32
+    alpha: float = 32.0
     """an update is scaled by alpha / rank"""
-    dropout: float = 0.05
+    dropout: float = 0.1
     """on an update's input, in training"""
     modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     """names of the layers that get one"""
