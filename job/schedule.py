@@ -30,6 +30,17 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleConfig) 
     return floor + (peak - floor) * share
 
 
+def warm_up_warning(steps: int, schedule: ScheduleConfig) -> str | None:
+    """What to tell the user of a run of `steps` that ends before its warm-up does; None for any other run."""
+    warmup = _length(schedule.warmup, steps)
+    if warmup <= steps:
+        return None
+    return (
+        f"schedule.warmup is {warmup:,} steps, but the run has only {steps:,}: the learning rate ends at "
+        f"{steps / warmup:.0%} of optimizer.lr"
+    )
+
+
 def _length(value: float, steps: int) -> int:
     """A number of steps, given as such or, below 1, as a share of the run."""
     return round(value * steps) if value < 1 else int(value)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from job.config import dump
 from job.directory import RunDirectory
+from job.errors import InputError
+from job.schedule import warm_up_warning
+from parallel.checkpoint_files import read_manifest
 from pretrain.config import PretrainConfig
-from pretrain.inputs import open_inputs
+from pretrain.inputs import Inputs, check_continuation, open_inputs
 
 
 def describe(config: PretrainConfig) -> str:
-    """The resolved config, then layout, tokens, epochs per source and the checkpoints that would be written.
+    """The resolved config, then layout, tokens, epochs per source, checkpoints to be, and where the run would go on.
 
     The number of processes comes from WORLD_SIZE; without it, one replica of the model is assumed. Raises `InputError`
     for whatever would stop the run itself.
@@ -39,8 +42,10 @@ def describe(config: PretrainConfig) -> str:
             for name in order.names
         ),
         f"checkpoints {_checkpoints(config, run, steps)}",
-        f"directory   {run.path}: {_state(run)}",
+        f"directory   {run.path}: {_state(config, inputs, run)}",
     ]
+    if warning := warm_up_warning(steps, config.schedule):
+        lines.append(f"warning     {warning}")
     return "\n".join(lines)
 
 
@@ -54,6 +59,23 @@ def _checkpoints(config: PretrainConfig, run: RunDirectory, steps: int) -> str:
     return f"{len(planned)} by step ({shown}{more}){minutes}; {kept}"
 
 
-def _state(run: RunDirectory) -> str:
-    found = run.complete_checkpoints()
-    return f"would continue from {found[0].name}" if found else "would start"
+def _state(config: PretrainConfig, inputs: Inputs, run: RunDirectory) -> str:
+    """Where the run would go on. The checksums of tensors are left to the run itself: they would take minutes."""
+    damaged: list[str] = []
+    for path in run.checkpoint_directories():
+        try:
+            body = read_manifest(path)
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        check_continuation(path, body, config, inputs)
+        done = f"step {body['step']:,} of {inputs.steps:,}"
+        state = f"complete, {done}" if body["step"] >= inputs.steps else f"would continue from {path.name}, {done}"
+        return f"{state}; passes over what is damaged ({'; '.join(damaged)})" if damaged else state
+    if damaged or run.latest.exists():
+        why = damaged[0] if damaged else f"{run.latest} names one, but there is none"
+        raise InputError(
+            f"no checkpoint in {run.checkpoints} is whole ({why}); restore one from a copy, or start again in a new "
+            "run directory"
+        )
+    return "would start"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_shards.mixture import Source, TrainingOrder
-from data_shards.order import ValidationWindows
+from data_shards.order import ValidationWindows, first_difference
 from data_shards.validation import validation_sources
 from job import manifest
 from job.errors import InputError
@@ -49,6 +50,21 @@ def open_inputs(config: PretrainConfig, world_size: int) -> Inputs:
     steps = config.steps(sum(order.tokens().values()))
     references = [manifest.reference(path) for path in (*(source.directory for source in order.sources), model)]
     return Inputs(hugging_face, shape, order, validation, micro_batches, steps, references)
+
+
+def check_continuation(path: Path, body: dict[str, Any], config: PretrainConfig, inputs: Inputs) -> None:
+    """Refuse, by an `InputError`, to go on from the checkpoint `path` (manifest `body`) of another model or data."""
+    if not {"step", "consumed_samples", "consumed_tokens", "data"} <= body.keys():
+        raise InputError(f"{path} is not a checkpoint of a pretraining run; move it out of {path.parent}")
+    if read_shape(path / MODEL_FOLDER) != inputs.shape:
+        raise InputError(
+            f"{path} holds another model than model.path {config.model.path}; name the model that this run was started "
+            "with, or a new run directory"
+        )
+    if difference := first_difference(body["data"], inputs.order.fingerprint()):
+        raise InputError(
+            f"{path} was trained on other data: {difference}; restore that data, or start a new run directory"
+        )
 
 
 def _check_model(path: Path) -> None:

@@ -5,54 +5,35 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from data_shards.order import first_difference
 from job import config as configs
 from job.directory import RunDirectory
-from job.errors import InputError
 from job.schedule import learning_rate
 from parallel import checkpoint, model, optimizer, ranks
-from parallel.checkpoint_files import MODEL_FOLDER
+from parallel.loop import NonFiniteStep, Progress
 from parallel.meter import Meter, Timed
 from parallel.run import newest_whole
-from parallel.shape import read_shape
 from pretrain.config import PretrainConfig
 from pretrain.data import training_batches
-from pretrain.inputs import open_inputs
+from pretrain.inputs import Inputs, check_continuation
 from pretrain.step import run_schedule
 from pretrain.validate import validate
 
 log = logging.getLogger("pretrain")
 
 
-@dataclass
-class Progress:
-    """How far a run is; what a checkpoint's manifest keeps of it."""
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-
-
-class NonFiniteStep(InputError):
-    """A loss or gradient that is not finite, noticed before it reached the weights."""
-
-
 class Trainer:
     """Everything that a step needs, built once."""
 
-    def __init__(self, config: PretrainConfig, run: RunDirectory, attempt: int) -> None:
+    def __init__(self, config: PretrainConfig, inputs: Inputs, run: RunDirectory, attempt: int) -> None:
         self.config, self.run, self.attempt = config, run, attempt
         self.layout, self.device, self.progress = config.parallel, ranks.device(), Progress()
-        inputs = ranks.together(lambda: open_inputs(config, dist.get_world_size()))
-        self.hugging_face, self.references = inputs.hugging_face, inputs.references
+        self.inputs, self.hugging_face, self.references = inputs, inputs.hugging_face, inputs.references
         self.shape, self.order, self.validation = inputs.shape, inputs.order, inputs.validation
         self.micro_batches, self.steps = inputs.micro_batches, inputs.steps
         self.parts = self._build()
@@ -84,7 +65,7 @@ class Trainer:
 
     def _restore(self) -> None:
         """Continue from the newest checkpoint that is whole, or start from the model that the config names."""
-        if found := newest_whole(self.run, checkpoint.verify, self._check_continuation, log):
+        if found := newest_whole(self.run, checkpoint.verify, self._check, log):
             path, body = found
             checkpoint.load(path, self.parts, self.layout)
             self.progress = Progress(body["step"], body["consumed_samples"], body["consumed_tokens"])
@@ -96,19 +77,8 @@ class Trainer:
         self.parts.optimizer.reload_model_params()  # type: ignore[union-attr]
         log.info("starting from %s: %s parameters", start, f"{self.shape.parameters:,}")
 
-    def _check_continuation(self, path: Path, body: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of another model or other data."""
-        if not {"step", "consumed_samples", "consumed_tokens", "data"} <= body.keys():
-            raise InputError(f"{path} is not a checkpoint of a pretraining run; move it out of {path.parent}")
-        if read_shape(path / MODEL_FOLDER) != self.shape:
-            raise InputError(
-                f"{path} holds another model than model.path {self.config.model.path}; name the model that this run "
-                "was started with, or a new run directory"
-            )
-        if difference := first_difference(body["data"], self.order.fingerprint()):
-            raise InputError(
-                f"{path} was trained on other data: {difference}; restore that data, or start a new run directory"
-            )
+    def _check(self, path: Path, body: dict[str, Any]) -> None:
+        check_continuation(path, body, self.config, self.inputs)
 
     def step(self) -> dict[str, float]:
         """One optimizer step; returns its metrics. Raises `InputError` before a non-finite step reaches the weights.

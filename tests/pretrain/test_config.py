@@ -227,6 +227,9 @@ def test_shards_of_another_tokenizer_are_refused(inputs, real_data, tmp_path):
     config.data.sources[0].path = str(tmp_path / "shards")
     with pytest.raises(InputError, match="which is not the model's tokenizer"):
         open_inputs(config, 1)
+    codes, output = run_job(1, config)
+    assert codes == [2] and "which is not the model's tokenizer" in output
+    assert not (tmp_path / "run").exists()  # a refused start leaves nothing behind
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,48 @@ def test_planned_checkpoints_are_those_that_training_writes(inputs, tmp_path):
     written = [path.name for path in RunDirectory(tmp_path / "run").complete_checkpoints()]
     assert written == ["step-00000005", "step-00000004", "step-00000002"]
     after, _ = run_dry(str(tmp_path / "pretrain.toml"), "--dry-run")
-    assert "would continue from step-00000005" in after.stdout
+    assert "run: complete, step 5 of 5" in after.stdout
+
+
+def test_says_where_it_would_go_on_or_why_not(inputs, tmp_path):
+    config = make_config(tmp_path / "run", inputs, steps=3, checkpoint=CheckpointConfig(every_steps=2, keep=0))
+    configs.save(config, tmp_path / "pretrain.toml")
+    complete_job(1, config)
+    longer = [str(tmp_path / "pretrain.toml"), "--dry-run", "--train.steps", "9"]
+    result, _ = run_dry(*longer)
+    assert "run: would continue from step-00000003, step 3 of 9\n" in result.stdout
+
+    result, _ = run_dry(*longer, "--data.seed", "8")  # as the run itself would refuse it
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "step-00000003 was trained on other data: " in result.stderr and "seed" in result.stderr
+
+    shape = tmp_path / "run" / "checkpoints" / "step-00000003" / "hf" / "config.json"
+    whole = shape.read_text()
+    shape.write_text(whole.replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 0.1'))
+    assert shape.read_text() != whole
+    result, _ = run_dry(*longer)
+    assert result.returncode == 2 and "step-00000003 holds another model than model.path" in result.stderr
+    shape.write_text(whole)
+
+    manifest = tmp_path / "run" / "checkpoints" / "step-00000003" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step": 3', '"step": 4'))
+    result, _ = run_dry(*longer)
+    assert "would continue from step-00000002, step 2 of 9; passes over what is damaged" in result.stdout
+    (tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json").unlink()
+    result, _ = run_dry(*longer)
+    assert result.returncode == 2 and "no checkpoint in" in result.stderr and "is whole" in result.stderr
+
+
+def test_warm_up_longer_than_the_run(inputs, tmp_path):
+    config = make_config(tmp_path / "run", inputs, steps=3)
+    config.schedule.warmup = 12
+    configs.save(config, tmp_path / "pretrain.toml")
+    told = "schedule.warmup is 12 steps, but the run has only 3: the learning rate ends at 25% of optimizer.lr"
+    result, _ = run_dry(str(tmp_path / "pretrain.toml"), "--dry-run")
+    assert f"warning     {told}" in result.stdout
+    assert f"warning: {told}\n" in complete_job(1, config)
+    result, _ = run_dry(str(tmp_path / "pretrain.toml"), "--dry-run", "--schedule.warmup", "3")
+    assert "warning" not in result.stdout
 
 
 def test_refuses_in_one_sentence(config_file):
