@@ -131,8 +131,23 @@ def _show_window(
     for epoch, document in windows.documents(sample):
         record, place = record_of(shards, document)
         print(f"  epoch {epoch}, document {document:,}: {record['id']}; {place}")
-    print(f"\n{tokenizer.decode(ids)}\n")
+    print(f"\n{_with_borders(tokenizer, ids)}\n")
     _show_tokens(tokenizer, ids, count)
+
+
+def _with_borders(tokenizer: tokens.Tokenizer, ids: np.ndarray) -> str:
+    """The text of a window, with EOS and BOS on a line of their own wherever one document ends and the next begins."""
+    lines: list[str] = []
+    ends = np.flatnonzero(ids == tokenizer.eos_id)
+    for piece in np.split(ids, ends + 1):
+        if len(piece) == 0:
+            continue
+        ended, begun = piece[-1] == tokenizer.eos_id, piece[0] == tokenizer.bos_id
+        marks = [tokenizer.piece(tokenizer.bos_id)] if begun and tokenizer.bos_id is not None else []
+        if marks and lines:  # beside the EOS of the document before it
+            lines[-1] += f" {marks.pop()}"
+        lines += [*marks, tokenizer.decode(piece)] + ([tokenizer.piece(tokenizer.eos_id)] if ended else [])
+    return "\n".join(lines)
 
 
 def _show_tokens(tokenizer: tokens.Tokenizer, ids: np.ndarray, count: int) -> None:

@@ -48,6 +48,19 @@ def test_a_training_window_names_its_documents(build, capsys):
 
 
 @pytest.mark.real
+def test_a_training_window_shows_where_documents_end(real_data, build, capsys):
+    inspect.main([str(build), "--sample", "0", "--sequence-length", "2048", "--seed", "3"])
+    head, _, text = capsys.readouterr().out.partition("\n\n")
+    documents = [int(line.split("document ")[1].split(":")[0]) for line in head.splitlines()[1:]]
+    assert len(documents) >= 4 and text.startswith("<s>\n")
+    parts = text.rstrip("\n").split("\n</s> <s>\n")
+    assert len(parts) == len(documents)
+    rows = [row for number, row in enumerate(abstracts(real_data, 150)) if number % 13]
+    assert [part.removeprefix("<s>\n") for part in parts[:-1]] == [text_of(rows[n]) for n in documents[:-1]]
+    assert text_of(rows[documents[-1]]).startswith(parts[-1].rstrip("\ufffd")[:200])
+
+
+@pytest.mark.real
 def test_overview_random_and_mistakes(build, capsys, tmp_path):
     inspect.main([str(build)])
     assert "train: 3 shards, 138 documents" in capsys.readouterr().out
