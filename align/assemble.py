@@ -1,0 +1,66 @@
+"""What a run starts from: language model, encoders and new adapters, put together as its config says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from align.config import AlignConfig
+from align.esm import load_protein_encoder
+from align.gnn import MoleculeEncoder, load_molecule_weights
+from align.language_model import load_language_model, load_tokenizer, model_checksum
+from align.model import AlignedModel
+from job.files import sha256_file
+
+
+def build(config: AlignConfig) -> AlignedModel:
+    """The model that training starts from, on the CPU, in evaluation mode, with `tune` applied.
+
+    Frozen parts are in the run's precision (the molecule encoder always in float32), trained ones in float32. Raises
+    `InputError` where a path does not hold what the config says.
+    """
+    computed = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    place = Path(config.model.language_model)
+    language_model = load_language_model(place, torch.float32 if config.tune.mode == "all" else computed)
+    settings = config.settings()
+    molecule_encoder, protein_encoder = None, None
+    if settings.molecule is not None:
+        given = settings.molecule
+        molecule_encoder = MoleculeEncoder(given.kind, given.layers, given.width, given.dropout)
+        if config.molecule.weights:
+            load_molecule_weights(molecule_encoder, Path(config.molecule.weights))
+    if settings.protein is not None and config.protein.weights:
+        dtype = torch.float32 if config.trains_encoders else computed
+        protein_encoder = load_protein_encoder(Path(config.protein.weights), dtype)
+    model = AlignedModel(
+        language_model,
+        load_tokenizer(place),
+        settings,
+        molecule_encoder,
+        protein_encoder,
+        register_language_model=config.registers_language_model,
+        language_model_directory=place,
+        seed=config.train.seed,
+    )
+    model.compute_dtype = computed
+    model.tune(config.tune.mode, config.tune.lora)
+    return model
+
+
+def frozen_checksums(config: AlignConfig) -> dict[str, str]:
+    """By part, the SHA-256 of the files of what training leaves as it is: what a checkpoint must find again.
+
+    A part that starts from random weights and stays frozen is named by its seed.
+    """
+    checksums = {}
+    if config.tune.mode != "all":
+        checksums["language model"] = model_checksum(Path(config.model.language_model))
+    if not config.trains_encoders:
+        if config.molecule.use:
+            weights = config.molecule.weights
+            checksums["molecule encoder"] = sha256_file(Path(weights)) if weights else f"seed {config.train.seed}"
+        if config.protein.use and config.protein.weights:
+            path = Path(config.protein.weights)
+            checksums["protein encoder"] = model_checksum(path) if path.is_dir() else sha256_file(path)
+    return checksums
