@@ -82,6 +82,12 @@ class ProteinEncoder(nn.Module):
         """Of every representation."""
         return self.esm.config.hidden_size
 
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What else than its weights an output depends on."""
+        config = self.esm.config
+        return {"heads": config.num_attention_heads, "token_dropout": bool(config.token_dropout)}
+
     def forward(self, batch: ProteinBatch) -> Tensor:
         """The last hidden state [N, width], in the weights' type, of N ids, special positions included; N may be 0."""
         if not batch.lengths:  # other ranks may have chains: run the same modules, with a graph and zero gradients

@@ -89,6 +89,11 @@ class MoleculeEncoder(nn.Module):
         self.batch_norms = nn.ModuleList(SynchronisedBatchNorm(width) for _ in range(layers))
 
     @property
+    def signature(self) -> dict[str, Any]:
+        """What else than its weights an output depends on."""
+        return {"kind": self.kind}
+
+    @property
     def batch_norm_mode(self) -> BatchNormMode:
         """Where batch normalisation takes its statistics from in training; see the class."""
         return "fixed" if self.batch_norms[0].fixed else "synchronised"
