@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from align.config import AlignConfig
+from align.engine import partitioned_loading
 from align.esm import load_protein_encoder
 from align.gnn import MoleculeEncoder, load_molecule_weights
 from align.language_model import load_language_model, load_tokenizer, model_checksum
@@ -17,12 +18,14 @@ from job.files import sha256_file
 def build(config: AlignConfig) -> AlignedModel:
     """The model that training starts from, on the CPU, in evaluation mode, with `tune` applied.
 
-    Frozen parts are in the run's precision (the molecule encoder always in float32), trained ones in float32. Raises
-    `InputError` where a path does not hold what the config says.
+    Frozen parts are in the run's precision (the molecule encoder always in float32), trained ones in float32. At ZeRO
+    stage 3 the language model is read straight into the ranks' partitions (the encoders are partitioned later, by the
+    engine). Raises `InputError` where a path does not hold what the config says.
     """
     computed = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     place = Path(config.model.language_model)
-    language_model = load_language_model(place, torch.float32 if config.tune.mode == "all" else computed)
+    with partitioned_loading(config):
+        language_model = load_language_model(place, torch.float32 if config.tune.mode == "all" else computed)
     settings = config.settings()
     molecule_encoder, protein_encoder = None, None
     if settings.molecule is not None:

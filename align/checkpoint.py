@@ -16,14 +16,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from align.engine import MOMENTS, Engine
+from align.engine import MOMENTS, Engine, whole, whole_shape
 from align.model import AlignedModel
 from job.errors import InputError
 from parallel import ranks
@@ -75,7 +74,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     with safe_open(path / WEIGHTS, framework="pt") as file:
         for name, parameter in _trained(model).items():
             partitioned = hasattr(parameter, "ds_id")
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned), torch.no_grad():
+            with whole(parameter, change=True), torch.no_grad():
                 if not partitioned or dist.get_rank() == 0:
                     parameter.copy_(file.get_tensor(name))
     buffers = dict(model.named_buffers())
@@ -110,18 +109,13 @@ def check_trained(path: Path, body: dict[str, Any], model: nn.Module) -> None:
             )
 
 
-def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """The parameter's shape, also where this rank holds only a part of it."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _weights(engine: Engine) -> Iterator[tuple[str, Tensor | None]]:
     for name, parameter in engine.trained.items():
-        with engine.full_weights(parameter):
+        with whole(parameter):
             yield name, parameter.detach().cpu() if dist.get_rank() == 0 else None
 
 

@@ -6,6 +6,7 @@ then wrong. What is trained is float32, what is frozen keeps the type it was loa
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
@@ -13,21 +14,19 @@ import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from align.config import AlignConfig
 from job.training import AdamWConfig
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 import deepspeed
-
-if TYPE_CHECKING:
-    from transformers.integrations import HfDeepSpeedConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The optimizer's states of a parameter, as `torch.optim.AdamW` names them."""
@@ -44,6 +43,7 @@ def join(timeout_seconds: float, seed: int, deterministic: bool) -> None:
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=r".*(all_gather_into_tensor|_all_gather_base|reduce_scatter).*")
     if not dist.is_initialized():
         timeout = datetime.timedelta(seconds=timeout_seconds)
@@ -89,13 +89,22 @@ def settings(config: AlignConfig) -> dict[str, Any]:
     }
 
 
-def partitioned_loading(config: AlignConfig) -> HfDeepSpeedConfig | None:
-    """At stage 3, an object that makes transformers load models straight into partitions while it is alive."""
+@contextlib.contextmanager
+def partitioned_loading(config: AlignConfig) -> Iterator[None]:
+    """At stage 3, transformers loads models straight into the ranks' partitions within this context."""
     if config.parallel.stage != 3:
-        return None
-    from transformers.integrations import HfDeepSpeedConfig
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    return HfDeepSpeedConfig(settings(config) | {"train_batch_size": dist.get_world_size()})
+    # DeepSpeed gives partitions the type of its own mixed precision, which is otherwise off here.
+    types = {"bf16": {"enabled": config.train.precision == "bf16" and config.tune.mode != "all"}}
+    active = HfDeepSpeedConfig(settings(config) | types | {"train_batch_size": dist.get_world_size()})
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del active
 
 
 @dataclass(frozen=True)
@@ -161,24 +170,20 @@ class Engine:
             return norm
         return float("nan") if self._zero.overflow else float(self._zero._global_grad_norm)
 
-    def full_weights(self, parameter: nn.Parameter) -> Any:
-        """A context in which the parameter is whole on every rank, to be read; collective."""
-        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=None, enabled=self.stage == 3)
-
     def moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
         """A whole state of the optimizer, float32 on the CPU on rank 0, None elsewhere; collective.
 
         Zeros before the first step. Bits are gathered, not numbers, so that nothing is rounded.
         """
-        whole = torch.zeros(_count(parameter), dtype=torch.int32, device=_device(parameter))
+        bits = torch.zeros(_count(parameter), dtype=torch.int32, device=_device(parameter))
         for piece in self._pieces(parameter):
             state = self._adamw.state.get(piece.flat, {})
             if key in state:
                 part = state[key].view(-1).narrow(0, piece.offset, piece.count)
-                whole.narrow(0, piece.start, piece.count).copy_(part.view(torch.int32))
+                bits.narrow(0, piece.start, piece.count).copy_(part.view(torch.int32))
         if self.stage > 0:
-            dist.reduce(whole, 0)
-        return whole.view(torch.float32).view(_shape(parameter)).cpu() if dist.get_rank() == 0 else None
+            dist.reduce(bits, 0)
+        return bits.view(torch.float32).view(whole_shape(parameter)).cpu() if dist.get_rank() == 0 else None
 
     def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         """Set this rank's part of a state from the whole, float32."""
@@ -223,21 +228,30 @@ class Engine:
 
 def _adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices, and neither biases nor norms."""
-    matrices = [parameter for parameter in parameters if len(_shape(parameter)) > 1]
-    vectors = [parameter for parameter in parameters if len(_shape(parameter)) <= 1]
+    matrices = [parameter for parameter in parameters if len(whole_shape(parameter)) > 1]
+    vectors = [parameter for parameter in parameters if len(whole_shape(parameter)) <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     betas = (config.beta1, config.beta2)
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.epsilon)
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of the whole parameter, also where this rank holds a part of it."""
+def whole(parameter: nn.Parameter, change: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """A context in which a parameter, if it is partitioned, is whole on every rank; collective.
+
+    With `change`, what rank 0 writes into it there is what all ranks have after it.
+    """
+    partitioned = hasattr(parameter, "ds_id")
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if change else None, enabled=partitioned)
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The parameter's shape, also where this rank holds only a part of it."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _count(parameter: nn.Parameter) -> int:
-    return _shape(parameter).numel()
+    return whole_shape(parameter).numel()
 
 
 def _device(parameter: nn.Parameter) -> torch.device:

@@ -63,6 +63,15 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log(values | {"step": step, "attempt": self._attempt})
 
+    def log_table(self, name: str, rows: list[dict[str, Any]], tokens: int) -> None:
+        """Show rows with equal keys, such as generated answers, as a table in W&B, at a place on its axis."""
+        if self._wandb is not None and rows:
+            import wandb
+
+            columns: list[str | int] = list(rows[0])
+            table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
+            self._wandb.log({name: table, "train/tokens": tokens})
+
     def close(self) -> None:
         """Finish the W&B run and close the file."""
         with contextlib.suppress(OSError):  # a row that the disk had no room for, and that `log` has complained about
