@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ from job.files import atomic_directory, read_json, sha256_file, write_json, writ
 from job.progress import ByteProgress
 from parallel.checkpoint_files import MODEL_FOLDER, STAGE, find_checkpoint, read_manifest, verify_file
 from parallel.layout import Layout
-from parallel.model_card import model_card
+from parallel.model_card import model_card, read_statement
 from parallel.shape import FAMILIES, ModelShape, read_shape
 
 # Tensors pass through fresh memory once; with huge pages (where the kernel offers them) mapping it costs a third.
@@ -99,7 +100,12 @@ def import_model(source: Path, destination: Path, tensor: int = 1, pipeline: int
             STAGE,
             config={"source": str(source), "tensor": tensor, "pipeline": pipeline},
             inputs=[_describe_model(source)],
-            content={"step": 0, "optimizer": False, "files": _all_files(directory, files)},
+            content={
+                "step": 0,
+                "optimizer": False,
+                "base_model": read_statement(source),
+                "files": _all_files(directory, files),
+            },
         )
     print(f"{destination}: {shape.parameters:,} parameters of {source}")
 
@@ -135,6 +141,7 @@ def export_model(source: Path, destination: Path, max_shard_gb: float = 5.0, dty
         config.pop("torch_dtype", None)  # what transformers before version 5 calls it
         config |= {"architectures": [FAMILIES[shape.family]], "dtype": str(kinds.most_common(1)[0][0]).split(".")[1]}
         write_json(directory / "config.json", config)
+        _limit_length(directory / "tokenizer_config.json", shape.positions)
         chain = manifest.chain(checkpoint)
         write_text(directory / "README.md", model_card(destination.name, shape, config["dtype"], chain))
         manifest.write(
@@ -157,6 +164,14 @@ def _copy_description(source: Path, directory: Path) -> None:
         tokenizer.write_hf_tokenizer(source, directory)
     else:
         print(f"{source} has no tokenizer.model or tokenizer.json: an export will have no tokenizer", file=sys.stderr)
+
+
+def _limit_length(settings: Path, positions: int) -> None:
+    """Make the tokenizer know the model's positions: left unset, or as Llama-2 ships it, they are 10^30."""
+    if settings.is_file():
+        body = read_json(settings)
+        if (body.get("model_max_length") or math.inf) > positions:
+            write_json(settings, body | {"model_max_length": positions})
 
 
 def _check_free_space(destination: Path, needed: int) -> None:

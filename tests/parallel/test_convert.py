@@ -4,11 +4,13 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -16,6 +18,7 @@ from job import manifest
 from job.errors import InputError
 from job.files import sha256_file
 from parallel.convert import export_main, export_model, import_main, import_model
+from parallel.model_card import read_statement
 from parallel.prefetch import prefetched
 from parallel.shape import read_shape
 from parallel.weights import weights
@@ -123,6 +126,21 @@ def test_manifests_name_every_file_and_chain_back_to_the_source(imported, llama,
     assert stages == ["checkpoint", "export", "checkpoint"]
     card = (tmp_path / "exported" / "README.md").read_text()
     assert exported["inputs"][0]["manifest_sha256"][:16] in card and str(llama.parent) not in card
+
+
+def test_card_names_base_model_licence_and_language(llama, tmp_path):
+    source = shutil.copytree(llama, tmp_path / "Some-Llama")
+    (source / "README.md").write_text("---\nlicense: llama2\nlanguage:\n- de\n---\n# A model\n")
+    import_model(source, tmp_path / "imported")
+    export_model(tmp_path / "imported", tmp_path / "exported")
+    metadata = ModelCard.load(tmp_path / "exported" / "README.md").data
+    assert (metadata.license, metadata.language, metadata.base_model) == ("llama2", ["de"], "Some-Llama")
+    import_model(tmp_path / "exported", tmp_path / "again")  # a model of ours as the base of another
+    export_model(tmp_path / "again", tmp_path / "twice")
+    metadata = ModelCard.load(tmp_path / "twice" / "README.md").data
+    assert (metadata.license, metadata.base_model) == ("llama2", "Some-Llama")
+    (source / "README.md").write_text("---\nlicense: [llama2\n---\n")
+    assert read_statement(source) == {}
 
 
 def test_tensor_pieces_are_what_a_rank_reads(llama, tmp_path):

@@ -1,11 +1,15 @@
 """A real trained Llama, through import, training layouts and export, and its tokenizer beside it."""
 
+from pathlib import Path
+
 import pytest
 import sentencepiece
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from job import manifest
 from parallel import checkpoint, convert, mesh
 from parallel import model as models
 from parallel.layout import Layout
@@ -19,7 +23,7 @@ STORY = "Once upon a time, there was a little girl named Lily. She loved to play
 TEXTS = ["Aspirin inhibits cyclooxygenase.", "two  spaces, TNF-α ≥ 5 μM\nβ-sheets", "<s> is text", "👩‍🔬 日本語", ""]
 
 
-def save_from_training(layout, source, destination):
+def save_from_training(layout, source, destination, inputs=()):
     """Load a checkpoint into ranks with an optimizer, and write another, as a training run does."""
     mesh.initialize(layout, seed=1)
     shape = read_shape(source / "hf")
@@ -29,7 +33,7 @@ def save_from_training(layout, source, destination):
     model = checkpoint.Model(chunks, optimizer)
     checkpoint.load(source, model, layout)
     prime(optimizer)  # the states that a first step would make
-    checkpoint.save(destination, model, layout, source / "hf", {"step": 7, "optimizer": True})
+    checkpoint.save(destination, model, layout, source / "hf", {"step": 7, "optimizer": True, "inputs": list(inputs)})
 
 
 def greedy(directory, count):
@@ -75,3 +79,17 @@ def test_the_exported_tokenizer_gives_sentencepieces_ids(real_data, tmp_path):
     assert found == expected
     naive = AutoTokenizer.from_pretrained(source)
     assert [naive(text, split_special_tokens=True)["input_ids"] for text in TEXTS] != expected
+    assert exported.model_max_length == read_shape(source).positions == 512  # transformers' own idea is 10^30
+
+
+def test_the_card_names_the_corpora(inputs, tmp_path):
+    given = [manifest.reference(inputs.shards), manifest.reference(inputs.base)]
+    run_ranks(1, save_from_training, Layout(), Path(inputs.base), tmp_path / "trained", given)
+    convert.export_model(tmp_path / "trained", tmp_path / "exported")
+    card = ModelCard.load(tmp_path / "exported" / "README.md")
+    assert (card.data.language, card.data.base_model, card.data.license) == (["en"], "hf", "other")
+    funnels = manifest.read(Path(inputs.shards), "data_shards build")["sources"]
+    for funnel in funnels:
+        documents, tokens = funnel["documents"]["train"], funnel["tokens"]["train"]
+        assert f"| {funnel['name']} | {funnel['format']} | {documents:,} | {tokens:,} | all |" in card.text
+    assert len(funnels) >= 2 and "keep their own licences" in card.text and str(tmp_path) not in card.text
