@@ -82,7 +82,7 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
         metadata = [_index_metadata(config.output, source, progress) for source, _ in inputs]
         extract_tasks, task_sources = _extract_tasks(config, inputs, metadata)
         progress.start("reading", sum(task.work for task in extract_tasks))
-        extracted = run_all(extract_tasks, config.worker_count(), _advance(progress))
+        extracted = run_all(extract_tasks, config.worker_count(), *_advance(progress))
         if config.damaged_files == "stop":
             _stop_if_damaged(extracted)
         parts = [np.load(task.outputs[1], allow_pickle=False) for task in extract_tasks]
@@ -95,7 +95,7 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
         ]
         (config.output / manifest.NAME).unlink(missing_ok=True)  # until the shards are whole again
         progress.start("tokenising", sum(task.work for task in pack_tasks))
-        packed = run_all(pack_tasks, config.worker_count(), _advance(progress))
+        packed = run_all(pack_tasks, config.worker_count(), *_advance(progress))
         _remove_stale(config.output, {path for task in pack_tasks for path in (*task.outputs, task.record)})
         _collect_rejects(config.output, extract_tasks)
         infos = [shards.ShardInfo.from_json(done.result) for done in packed]
@@ -117,10 +117,13 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
     return funnels
 
 
-def _advance(progress: ByteProgress) -> Callable[[Task, Done], None]:
-    """Counts a finished task."""
-    return lambda task, done: progress.advance(
-        task.work, task.name + (" (already done)" if done.reused else ""), done.reused
+def _advance(progress: ByteProgress) -> tuple[Callable[[Task, Done], None], Callable[[int], None]]:
+    """Count what finished tasks had left, and parts of those under way."""
+    return (
+        lambda task, done: progress.advance(
+            task.work - done.reported, task.name + (" (already done)" if done.reused else ""), done.reused
+        ),
+        progress.advance,
     )
 
 
@@ -242,7 +245,7 @@ def _index_metadata(output: Path, source: Source, progress: ByteProgress) -> Don
         work=sum(path.stat().st_size for path in files),
     )
     progress.start("indexing metadata", task.work)
-    [done] = run_all([task], 1, _advance(progress))
+    [done] = run_all([task], 1, *_advance(progress))
     return done
 
 

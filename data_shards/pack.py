@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards import tokens
+from data_shards import advance, tokens
 from data_shards.extract import read_documents
 from data_shards.shards import ShardWriter
 
@@ -39,6 +39,7 @@ def pack(
         for records, texts in _batches(segments):
             for ids, record in zip(tokenizer.encode_batch(texts), records, strict=True):
                 shard.add(ids, record)
+            advance.report(sum(map(len, texts)))  # characters: at most the bytes that a task's work is counted in
     return shard.info.to_json()
 
 

@@ -13,15 +13,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 from typing import Any
 
+from data_shards import advance
 from job.errors import InputError
 from job.files import sha256_file, write_json
+
+_SECONDS_BETWEEN_PARTS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,28 +56,37 @@ class Done:
     result: dict[str, Any]
     outputs: list[dict[str, Any]]
     reused: bool
+    reported: int = 0
+    """How much of the task's work `on_part` has been told of."""
 
 
-def run_all(tasks: Sequence[Task], workers: int, on_done: Callable[[Task, Done], None]) -> list[Done]:
+def run_all(
+    tasks: Sequence[Task], workers: int, on_done: Callable[[Task, Done], None], on_part: Callable[[int], None]
+) -> list[Done]:
     """Run the tasks in up to `workers` processes; returns their outcomes in the tasks' order.
 
     Raises `InputError` from the first task that fails with one; what finished before stays recorded.
     """
     done: dict[int, Done] = {}
-    for number, outcome in _outcomes(tasks, min(workers, len(tasks))):
+    for number, outcome in _outcomes(tasks, min(workers, len(tasks)), on_part):
         done[number] = outcome
         on_done(tasks[number], outcome)
     return [done[number] for number in range(len(tasks))]
 
 
-def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Done]]:
+def _outcomes(tasks: Sequence[Task], workers: int, on_part: Callable[[int], None]) -> Iterator[tuple[int, Done]]:
     if workers <= 1:
-        for number, task in enumerate(tasks):
-            yield number, run(task)
+        advance.listen(on_part)
+        try:
+            for number, task in enumerate(tasks):
+                yield number, run(task)
+        finally:
+            advance.listen(None)
         return
     # Spawned, not forked: tokenizers and lxml keep threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    counter = context.Value("q", 0)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counter,))
     others = set(multiprocessing.active_children())
     running: dict[Future[Done], int] = {}
     try:
@@ -82,10 +94,10 @@ def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Done]]
             running[_submit(pool, task)] = number
             if len(running) < 2 * workers:
                 continue
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in _next_done(running, counter, on_part):
                 yield running.pop(future), future.result()
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in _next_done(running, counter, on_part):
                 yield running.pop(future), future.result()
     except BaseException as error:
         # Whatever is under way can be cut off: nothing gets its name before it is whole.
@@ -101,6 +113,18 @@ def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Done]]
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _next_done(running: Iterable[Future[Done]], counter: Any, on_part: Callable[[int], None]) -> set[Future[Done]]:
+    """Wait until a task is finished, passing on meanwhile what the workers have counted."""
+    done: set[Future[Done]] = set()
+    while not done:
+        done = wait(running, timeout=_SECONDS_BETWEEN_PARTS, return_when=FIRST_COMPLETED).done
+        with counter.get_lock():
+            count, counter.value = counter.value, 0
+        if count:
+            on_part(count)
+    return done
+
+
 def run(task: Task) -> Done:
     """Run one task unless its record shows that it is done already."""
     inputs = [{"path": str(path), "sha256": _checksum(path)} for path in task.inputs]
@@ -109,10 +133,12 @@ def run(task: Task) -> Done:
     if (record := read_record(task.record)) and record["key"] == key and _outputs_present(task, record["outputs"]):
         return Done(key, inputs, record["result"], record["outputs"], reused=True)
     task.record.unlink(missing_ok=True)  # from here on the outputs may be of either kind
+    before = advance.total()
     result = task.function(task.outputs, *task.arguments)
+    reported = advance.total() - before
     outputs = [{"name": path.name, "bytes": path.stat().st_size} for path in task.outputs]
     write_json(task.record, {"key": key, "outputs": outputs, "result": result})
-    return Done(key, inputs, result, outputs, reused=False)
+    return Done(key, inputs, result, outputs, reused=False, reported=reported)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -151,6 +177,17 @@ def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Done]:
         return pool.submit(run, task)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(counter: Any) -> None:
+    """In a new worker: count into the parent's counter, and end with the parent."""
+
+    def add(count: int) -> None:
+        with counter.get_lock():
+            counter.value += count
+
+    advance.listen(add)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -51,6 +51,7 @@ class ByteProgress:
         if not self._bar and not self._shown:
             self._print_line("")
         self._name, self._total, self._done, self._skipped, self._shown = name, total, 0, 0, False
+        self._note = ""
         self._started = self._printed = time.monotonic()
         if self._bar:
             self._phase = self._bar.add_task(name, total=total, note="")
@@ -59,13 +60,14 @@ class ByteProgress:
 
     def advance(self, count: int, note: str = "", skipped: bool = False) -> None:
         """Another `count` bytes are done; `skipped` ones were there already and say nothing of the rate."""
+        self._note = note or self._note  # parts of a piece have none: the last whole one's stays
         self._done += count
         self._skipped += count if skipped else 0
         self._shown = False
         if self._bar and self._phase is not None:
-            self._bar.update(self._phase, advance=count, note=note)
+            self._bar.update(self._phase, advance=count, note=self._note)
         elif time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
-            self._print_line(note)
+            self._print_line(self._note)
 
     def _print_line(self, note: str) -> None:
         self._printed, self._shown = time.monotonic(), True

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lxml import etree
 
+from data_shards import advance
 from data_shards.articles import Article, Reject, RejectHandler, Section
 from data_shards.clean import (
     CITATION,
@@ -130,8 +131,11 @@ def _documents(path: Path, on_reject: RejectHandler) -> Iterator[tuple[str, byte
         return
     last = "its start"
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
+            position = 0
             for member in archive:
+                advance.report(raw.tell() - position)
+                position = raw.tell()
                 last = f"member {member.name}"
                 if not member.name.endswith(_ARTICLE_SUFFIXES):
                     continue

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import zstandard
 
+from data_shards import advance
 from job.errors import InputError
 
 _BLOCK_BYTES = 1 << 20
@@ -28,9 +29,11 @@ def read_blocks(path: Path, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:
     offset = 0
     try:
         with open(path, "rb") as raw:
-            blocks = _decompress(raw, path.suffix, block_bytes)
-            for block in blocks:
+            position = 0
+            for block in _decompress(raw, path.suffix, block_bytes):
                 offset += len(block)
+                advance.report(raw.tell() - position)
+                position = raw.tell()
                 yield block
     except (EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DamagedFile(

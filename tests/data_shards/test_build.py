@@ -19,10 +19,11 @@ import pytest
 import tomli_w
 import webdataset
 
-from data_shards import build, stats, tokens
+from data_shards import build, stats, tasks, tokens
 from data_shards.config import BuildConfig
 from job import config as job_config
 from job.errors import InputError
+from job.progress import ByteProgress
 from tests.data_shards.real_records import PUBMED_2021, pubmed_file, pubmed_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -43,6 +44,7 @@ def inputs(real_data, tmp_path_factory):
 
 
 def settings(real_data, inputs, output, **changes):
+    inputs = inputs or Path()
     s2orc = real_data / "s2orc"
     sources = [
         {"name": "pmc", "format": "pmc", "paths": [str(real_data / "jats_fulltext" / "doc2json.open.tar.gz")]},
@@ -403,3 +405,39 @@ def test_stats(built, capsys):
     picture = (output / "funnel.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     assert int.from_bytes(io.BytesIO(picture[16:20]).read(), "big") > 600  # pixels wide
+
+
+class CountingProgress(ByteProgress):
+    """What a build tells its progress display, by phase."""
+
+    phases: dict[str, tuple[int, list[int]]]
+
+    def __init__(self):
+        super().__init__()
+        CountingProgress.phases = {}
+
+    def start(self, name, total):
+        super().start(name, total)
+        self._counts = []
+        self.phases[name] = (total, self._counts)
+
+    def advance(self, count, note="", skipped=False):
+        super().advance(count, note, skipped)
+        self._counts.append(count)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_moves_within_a_large_file(workers, real_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "ByteProgress", CountingProgress)
+    monkeypatch.setattr(tasks, "_SECONDS_BETWEEN_PARTS", 0.02)
+    archives = [real_data / "jats_fulltext" / f"{name}.open.tar.gz" for name in ("plos", "craft")]
+    sources = [{"name": "pmc", "format": "pmc", "paths": [str(path) for path in archives]}]
+    run(settings(real_data, None, tmp_path / "out", sources=sources, workers=workers))
+    size = sum(path.stat().st_size for path in archives)
+    total, counts = CountingProgress.phases["reading"]
+    assert total == size and sum(counts) == size and min(counts) >= 0
+    assert len(counts) > 8 and max(counts) < size / 3  # two tasks, each told of in many parts
+    total, counts = CountingProgress.phases["tokenising"]
+    assert sum(counts) == total and min(counts) >= 0
+    run(settings(real_data, None, tmp_path / "out", sources=sources, workers=workers))
+    assert sum(CountingProgress.phases["reading"][1]) == size and len(CountingProgress.phases["reading"][1]) == 2
