@@ -32,9 +32,9 @@ class Question:
     atoms: tuple[int, ...] = ()
     """Heavy-atom graph nodes of each molecule, so that a prompt's length is known without featurising."""
 
-    def to_json(self) -> str:
-        """One line of JSON; empty fields are left out."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
+    def to_json(self, **more: str) -> str:
+        """One line of JSON, with further keys at its end; empty fields are left out."""
+        fields = {name: getattr(self, name) for name in self.__slots__} | more
         return json.dumps({name: value for name, value in fields.items() if value}, ensure_ascii=False)
 
     @classmethod
