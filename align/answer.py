@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from align.molecules import read_molecules
 from align.prompts import Turn
 from align.proteins import read_proteins
+from align.settings import read_config
 from job.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def read_structures(molecules: Sequence[str], proteins: Sequence[str]) -> tuple[
 
 def load(options: argparse.Namespace) -> AlignedModel:
     """The model on its device; raises `InputError`."""
-    from align.model_directory import read_config
-
     read_config(options.model)  # torch takes seconds; a wrong path should not
 
     import torch

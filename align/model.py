@@ -126,12 +126,8 @@ class AlignedModel(nn.Module):
         state: dict[str, Tensor] = {
             name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad
         }
-        for kind in _KINDS:
-            encoder = getattr(self, f"{kind}_encoder")
-            if encoder is not None and _is_trained(encoder):
-                kept = self.state_dict().keys()
-                buffers = encoder.named_buffers(prefix=f"{kind}_encoder")
-                state |= {name: buffer for name, buffer in buffers if name in kept}
+        if self.molecule_encoder is not None and _is_trained(self.molecule_encoder):
+            state |= dict(self.molecule_encoder.named_buffers(prefix="molecule_encoder"))
         return state
 
     def train(self, mode: bool = True) -> AlignedModel:

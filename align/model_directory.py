@@ -38,13 +38,11 @@ from align.language_model import (
 )
 from align.model import AlignedModel
 from align.model_card import model_card
-from align.settings import AlignedSettings
+from align.settings import FORMAT_VERSION, MODEL_TYPE, AlignedSettings, read_config
 from job.errors import InputError
-from job.files import atomic_directory, read_json, write_json, write_text
+from job.files import atomic_directory, write_json, write_text
 from job.tokenizer import PROBES
 
-MODEL_TYPE = "biomedgpt-aligned"
-FORMAT_VERSION = 1
 _ADAPTERS, _MOLECULE_ENCODER = "adapters.safetensors", "molecule_encoder.safetensors"
 _PROTEIN_ENCODER, _LANGUAGE_MODEL, _LORA = "protein_encoder", "language_model", "lora"
 _OWN_KEYS = ("architectures", "model_type", "format_version", "language_model")
@@ -169,24 +167,6 @@ def _without_reports() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """`config.json` of a model directory; raises `InputError` where it is another kind of directory."""
-    if not directory.is_dir():
-        raise InputError(f"{directory} does not exist; give the directory of an aligned model")
-    content = read_json(directory / "config.json")
-    if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
-        raise InputError(
-            f"{directory} is not an aligned model: its config.json has no model_type '{MODEL_TYPE}'; `python -m align "
-            "export` makes one"
-        )
-    if content.get("format_version", 0) > FORMAT_VERSION:
-        raise InputError(f"{directory} has format version {content['format_version']}, newer than this code")
-    reference = content.get("language_model")
-    if not isinstance(reference, dict) or {"path", "sha256"} - reference.keys():
-        raise InputError(f"{directory}/config.json does not say which language model this is: it is damaged")
-    return content
 
 
 def _find_language_model(directory: Path, reference: dict[str, str], other: Path | str | None, verify: bool) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -11,6 +12,10 @@ from align.molecules import MAX_ATOMS
 from align.proteins import MAX_RESIDUES
 from job.config import as_dict
 from job.errors import InputError
+from job.files import read_json
+
+MODEL_TYPE = "biomedgpt-aligned"
+FORMAT_VERSION = 1
 
 CHEMISTRY = (
     "You are working as an excellent assistant in chemistry and molecule discovery. Below a human expert gives the "
@@ -137,3 +142,21 @@ class AlignedSettings:
         except Exception as error:  # jsonargparse raises several kinds
             message = " ".join(str(getattr(error, "message", None) or error).split()).replace("settings.", "")
             raise InputError(f"{where}: {message}") from None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """`config.json` of a model directory; raises `InputError` where it is another kind of directory."""
+    if not directory.is_dir():
+        raise InputError(f"{directory} does not exist; give the directory of an aligned model")
+    content = read_json(directory / "config.json")
+    if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
+        raise InputError(
+            f"{directory} is not an aligned model: its config.json has no model_type '{MODEL_TYPE}'; `python -m align "
+            "export` makes one"
+        )
+    if content.get("format_version", 0) > FORMAT_VERSION:
+        raise InputError(f"{directory} has format version {content['format_version']}, newer than this code")
+    reference = content.get("language_model")
+    if not isinstance(reference, dict) or {"path", "sha256"} - reference.keys():
+        raise InputError(f"{directory}/config.json does not say which language model this is: it is damaged")
+    return content

@@ -1,0 +1,354 @@
+"""The aligned model: every structure reaches its own place, and what is trained is what was asked for."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from align.examples import PLACES
+from align.gnn import collate_graphs
+from align.language_model import is_lora
+from align.molecules import featurise
+from align.prompts import Turn
+from align.proteins import tokenise
+from align.questions import Question
+from align.settings import LoraSettings
+from job.errors import InputError
+from tests.align.aligned_models import asked, mixed_questions, real_proteins, real_smiles, small_model, small_settings
+
+TOKENS = ("each", "pooled", "resampled")
+
+
+@pytest.fixture(scope="module")
+def model(real_data):
+    return small_model(real_data)
+
+
+@pytest.fixture(scope="module")
+def questions(real_data):
+    return mixed_questions(real_data)
+
+
+def make_batch(model, questions, side="right"):
+    return model.encoding.collate([model.encoding.example(question) for question in questions], side)
+
+
+@torch.no_grad()
+def assembled_by_hand(model, question):
+    """Embeddings [T, hidden] of one row, piece by piece: text, one structure at a time, text."""
+    example = model.encoding.example(question)
+    parts = []
+    molecules = [featurise(smiles) for smiles in question.molecules]
+    proteins = [tokenise(sequence, model.settings.protein.max_residues) for sequence in question.proteins]
+    vectors = []
+    for graph in molecules:
+        batch = collate_graphs([graph])
+        vectors.append(model.molecule_adapter(model.molecule_encoder(batch), batch.lengths))
+    for chain in proteins:
+        ids = torch.from_numpy(chain)
+        from align.esm import ProteinBatch
+
+        batch = ProteinBatch(ids, (len(ids),))
+        vectors.append(model.protein_adapter(model.protein_encoder(batch), batch.lengths))
+    place = 0
+    words = model.language_model.get_input_embeddings().weight
+    while place < len(example.ids):
+        if example.ids[place] >= 0:
+            parts.append(words[example.ids[place]][None])
+            place += 1
+        else:
+            vector = vectors.pop(0)
+            assert (example.ids[place : place + len(vector)] == example.ids[place]).all()
+            parts.append(vector)
+            place += len(vector)
+    assert not vectors
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_each_structure_reaches_its_own_place(real_data, questions, tokens, side):
+    model = small_model(real_data, small_settings(tokens))
+    for order in (range(5), (3, 1, 4, 0, 2), (1,), (2,), (3,)):  # mixed rows, protein-only, molecule-only, text-only
+        chosen = [questions[number] for number in order]
+        batch = make_batch(model, chosen, side)
+        embedded = model.embed(batch)
+        for row, question in enumerate(chosen):
+            real = batch.attention_mask[row].bool()
+            torch.testing.assert_close(embedded[row, real], assembled_by_hand(model, question), atol=1e-5, rtol=1e-5)
+
+
+def test_swapped_structures_change_their_places_only(model, real_data):
+    smiles = [s for s in real_smiles(real_data, 60) if len(featurise(s).atoms) == 12][:2]
+    assert len(smiles) == 2
+    rows = [Question("x", "What?", "That.", pair) for pair in (tuple(smiles), tuple(reversed(smiles)))]
+    batch = make_batch(model, rows)
+    one, two = model.embed(batch)
+    places = (batch.ids[0] == PLACES["molecule"]).nonzero()[:, 0]
+    first, second = places[:12], places[12:]
+    assert torch.allclose(one[first], two[second]) and torch.allclose(one[second], two[first])
+    assert not torch.allclose(one[first], two[first])
+    assert torch.equal(one[batch.ids[0] >= 0], two[batch.ids[0] >= 0])
+
+
+def test_loss_is_that_of_transformers_on_the_whole_row(model, questions):
+    batch = make_batch(model, questions)
+    sums, counts = model.row_losses(batch)
+    for row, question in enumerate(questions):
+        example = model.encoding.example(question)
+        labels = torch.from_numpy(example.labels)[None]
+        embedded = assembled_by_hand(model, question)[None]
+        mean = model.language_model(inputs_embeds=embedded, labels=labels).loss  # one row by itself: no padding
+        assert counts[row] == (labels[:, 1:] != -100).sum()
+        torch.testing.assert_close(sums[row] / counts[row], mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(batch), sums.sum())
+    assert model(batch).dtype == torch.float32 and model(batch).shape == ()
+
+
+def test_padding_changes_no_loss(model, questions):
+    right, left = (model.row_losses(make_batch(model, questions, side))[0] for side in ("right", "left"))
+    alone = torch.cat([model.row_losses(make_batch(model, [question]))[0] for question in questions])
+    torch.testing.assert_close(right, alone, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(left, alone, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_defect_forward_ran_for_no_kind_of_batch(real_data, questions, tokens):
+    """The released forward subscripts a method, and needs molecules to have proteins and the reverse."""
+    model = small_model(real_data, small_settings(tokens))
+    model.tune("encoders")
+    for number in range(5):
+        model.zero_grad()
+        loss = model.train()(make_batch(model, [questions[number]]))
+        loss.backward()
+        assert torch.isfinite(loss) and loss > 0
+        # Every part ran, whatever the row holds, so that ranks never wait for each other.
+        assert all(p.grad is not None for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_empty_batch_has_loss_and_gradients_of_exactly_zero(real_data, tokens):
+    model = small_model(real_data, small_settings(tokens, "mlp"), registered=True)
+    model.tune("all")
+    loss = model.train()(model.encoding.collate([]))
+    loss.backward()
+    assert loss.item() == 0
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
+
+
+def gradients(model, questions):
+    model.zero_grad(set_to_none=True)
+    model.language_model.zero_grad(set_to_none=True)
+    model.train()(make_batch(model, questions)).backward()
+    named = {**dict(model.named_parameters()), **dict(model.language_model.named_parameters(prefix="language_model"))}
+    return {name: parameter.grad for name, parameter in named.items()}
+
+
+PARTS = ("molecule_adapter", "protein_adapter", "molecule_encoder", "protein_encoder", "language_model")
+
+
+@pytest.mark.parametrize(
+    ("mode", "encoders", "expected"),
+    [
+        ("adapters", None, PARTS[:2]),
+        ("encoders", None, PARTS[:4]),
+        ("lora", None, PARTS),
+        ("lora", False, (*PARTS[:2], PARTS[4])),
+        ("all", None, PARTS),
+    ],
+)
+def test_gradients_reach_what_is_tuned_and_nothing_else(real_data, questions, mode, encoders, expected):
+    model = small_model(real_data, registered=True)
+    model.tune(mode, encoders=encoders)
+    found = gradients(model, questions)
+    for part in PARTS:
+        norms = [grad.norm() for name, grad in found.items() if name.startswith(part) and grad is not None]
+        assert bool(norms) == (part in expected), part
+        assert not norms or max(norms) > 0, part
+    trained = {name for name, grad in found.items() if grad is not None}
+    state = model.trainable_state()
+    assert trained <= state.keys()
+    assert all("running" in name or "num_batches" in name for name in state.keys() - trained)
+    assert any("running_mean" in name for name in state) == ("molecule_encoder" in expected)
+    if mode == "lora":
+        assert {is_lora(name) for name in trained if name.startswith("language_model")} == {True}
+    if "molecule_encoder" in expected:  # every layer of the graph network learns
+        weights = [grad for name, grad in found.items() if "gnns" in name and name.endswith("weight")]
+        assert weights and all(grad.norm() > 0 for grad in weights)
+
+
+def test_language_model_outside_the_module_tree_is_neither_listed_nor_trained(real_data, questions):
+    model = small_model(real_data)
+    assert not any(name.startswith("language_model") for name in model.state_dict())
+    assert model.train().language_model.training and not model.eval().language_model.training
+    for mode in ("lora", "all"):
+        with pytest.raises(ValueError, match="register_language_model"):
+            model.tune(mode)
+    model.tune("adapters")
+    assert all(grad is None for name, grad in gradients(model, questions).items() if name.startswith("language_model"))
+
+
+def test_frozen_encoders_stay_in_evaluation_mode(real_data):
+    model = small_model(real_data)
+    model.tune("adapters")
+    model.train()
+    assert (
+        model.molecule_adapter.training and not model.molecule_encoder.training and not model.protein_encoder.training
+    )
+    model.tune("encoders")
+    assert model.molecule_encoder.training and model.protein_encoder.training
+
+
+def test_new_lora_changes_nothing_and_unknown_layers_are_refused(real_data, questions):
+    model = small_model(real_data, registered=True)
+    batch = make_batch(model, questions)
+    before = model(batch)
+    model.tune("lora", LoraSettings(rank=2, modules=["q_proj", "down_proj"]))
+    assert torch.equal(model.eval()(batch), before)
+    names = {name.split(".lora_")[0].split(".")[-1] for name in model.trainable_state() if is_lora(name)}
+    assert names == {"q_proj", "down_proj"}
+    with pytest.raises(InputError, match="LoRA cannot be added"):
+        small_model(real_data, registered=True).tune("lora", LoraSettings(modules=["no_such_layer"]))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_batched_answers_are_those_one_by_one(model, questions, beams):
+    """Defect: the released class pads on the right, so that the shorter rows go on from padding."""
+    options = {"max_new_tokens": 16, "num_beams": beams}
+    together = model.generate(questions, **options)
+    alone = [model.generate([question], **options)[0] for question in questions]
+    assert together == alone
+    assert len(set(together)) > 1 and all(together)
+
+
+def test_generated_words_are_the_language_models_own(model, questions):
+    """Greedy decoding by hand, from embeddings put together by hand."""
+    question = dataclasses.replace(questions[2], answer="")
+    embedded = assembled_by_hand(model, question)[:-1]  # without the end token
+    words, ids = model.language_model.get_input_embeddings(), []
+    for _ in range(12):
+        with torch.no_grad():
+            logits = model.language_model(inputs_embeds=embedded[None]).logits
+        ids.append(int(logits[0, -1].argmax()))
+        embedded = torch.cat([embedded, words(torch.tensor(ids[-1:]))])
+    expected = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert model.generate([question], max_new_tokens=12, stop_strings=[]) == [expected]
+
+
+def test_structure_changes_the_answer(model, real_data):
+    turns = [Turn("What is it?", None, (smiles,)) for smiles in real_smiles(real_data, 8)]
+    assert len(set(model.generate(turns, max_new_tokens=12))) > 1
+
+
+def test_stop_string_ends_an_answer(model, questions):
+    full = model.generate(questions[:2], max_new_tokens=20, stop_strings=[])
+    stop = full[0][5:8]
+    stopped = model.generate(questions[:2], max_new_tokens=20, stop_strings=[stop])
+    assert stopped[0] == full[0][: full[0].index(stop)].strip() and stop not in stopped[1]
+
+
+def test_answer_ends_at_the_separator_or_the_end_token(real_data):
+    """A model that has learnt to go on with another turn, as the released one does, is cut at the separator."""
+    model = small_model(real_data, registered=True)
+    smiles, sequence = real_smiles(real_data, 1)[0], real_proteins(real_data, 1)[0]
+    taught = [
+        Question("a", "What is it?", "A story. ### Human: more", (smiles,)),
+        Question("b", "Who is it?", "The end", (), (sequence,)),
+    ]
+    model.tune("all")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = make_batch(model, taught)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = model.train()(batch) / batch.answer_tokens
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    assert model.generate(taught, max_new_tokens=30) == ["A story.", "The end"]
+    assert model.generate(taught, max_new_tokens=30, stop_strings=[])[0].startswith("A story. ### Human: more")
+    assert model.training  # as it was
+
+
+def test_sampling_follows_the_seed(model, questions):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return model.generate(questions, max_new_tokens=12, do_sample=True, temperature=1.5)
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_defect_long_context_was_cut_to_one_column(model, real_data):
+    """The released chat keeps one embedding of a context that is too long; here it is refused by its length."""
+    long = Turn("word " * 460, None, (real_smiles(real_data, 1)[0],))
+    with pytest.raises(InputError, match=r"prompt of \d+ tokens and an answer of up to 64 exceed .* 512"):
+        model.generate([long], max_new_tokens=64)
+
+
+def test_language_model_in_bfloat16_leaves_the_graph_network_in_float32(real_data, questions, model):
+    half = small_model(real_data, dtype=torch.bfloat16)
+    half.tune("encoders")
+    assert (
+        half.language_model.dtype == torch.bfloat16 and half.molecule_encoder.x_embedding1.weight.dtype == torch.float32
+    )
+    batch = make_batch(half, questions)
+    loss = half(batch)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, model(batch), rtol=0.02, atol=0)
+    loss.backward()
+    assert half.molecule_adapter.projection.weight.grad.dtype == torch.float32
+
+
+def test_autocast_computes_the_language_model_in_bfloat16_and_trains_float32(real_data, questions, model):
+    mixed = small_model(real_data, registered=True)
+    mixed.tune("all")
+    mixed.compute_dtype = torch.bfloat16
+    seen = {}
+    mixed.language_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.update(head=o.dtype))
+    mixed.molecule_encoder.register_forward_hook(lambda m, i, o: seen.update(molecules=o.dtype))
+    batch = make_batch(mixed, questions)
+    loss = mixed(batch)
+    loss.backward()
+    assert seen == {"head": torch.bfloat16, "molecules": torch.float32}
+    assert {p.grad.dtype for p in mixed.parameters() if p.grad is not None} == {torch.float32}
+    torch.testing.assert_close(loss, model(batch), rtol=0.02, atol=0)
+
+
+def test_gradient_checkpointing_changes_no_gradient(real_data, questions):
+    def adapter_gradient(checkpointing):
+        model = small_model(real_data)
+        model.tune("adapters")
+        if checkpointing:
+            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        return gradients(model, questions)["molecule_adapter.projection.weight"]
+
+    assert torch.equal(adapter_gradient(True), adapter_gradient(False))
+
+
+def test_cached_features_give_the_loss_of_the_encoder(model, questions):
+    from align.esm import collate_proteins
+    from align.examples import Encoding
+
+    class Stored:
+        def __init__(self, width, encode):
+            self.width, self.encode = width, encode
+
+        @torch.no_grad()
+        def lookup(self, structure):
+            return self.encode(structure).numpy()
+
+    molecules = Stored(24, lambda smiles: model.molecule_encoder(collate_graphs([featurise(smiles)])))
+    proteins = Stored(32, lambda chain: model.protein_encoder(collate_proteins([tokenise(chain, 60)])))
+    cached = Encoding(model.tokenizer, model.settings, molecules, proteins)
+    batch = cached.collate([cached.example(question) for question in questions])
+    torch.testing.assert_close(model(batch), model(make_batch(model, questions)), atol=1e-3, rtol=1e-5)
+
+
+def test_max_length_beyond_the_language_model_is_refused(real_data):
+    with pytest.raises(InputError, match="max_length is 513, but the language model reads 512"):
+        small_model(real_data, small_settings(max_length=513))
+
+
+def test_no_questions_have_no_answers(model):
+    assert model.generate([]) == []
+    assert model.generate(asked([Question("x", "Why?", "")]), max_new_tokens=4)
