@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     Exit status: what `main` returns (None is 0), 2 for an `InputError`, 130 for Ctrl-C. Any other exception is a
     defect of ours and keeps its traceback.
     """
+    # transformers imports DeepSpeed, whatever is asked of it, and that warns where there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     try:
         status = main()
     except InputError as error:
