@@ -188,7 +188,7 @@ def _build(
         sides[side].append((item, group))
     splits = {}
     for name in SPLITS:
-        rows = (
+        lines = (
             item.question.to_json(group=group, file=item.file, position=item.position) for item, group in sides[name]
         )
         splits[name] = [dataclasses.asdict(info) for info in write_split(directory / name, lines)]

@@ -24,8 +24,7 @@ from align.questions import Question
 
 _RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 _ROWS_AT_ONCE = 4096
-_MOST_KINDS = 12  # question texts with most held-out questions; a data set with more has them counted as one kind
-OTHER = "(other questions)"
+_MOST_TEXTS = 12
 
 
 @dataclass(frozen=True)
@@ -52,29 +51,22 @@ class Copying:
 
 
 def measure(training: Sequence[Question], held_out: Sequence[Question], sample: int) -> list[Copying]:
-    """Copying's score per question text, for a sample of the held-out questions chosen by the hash of their ids.
+    """Copying's score for each of the dozen most frequent held-out question texts, the most frequent first.
 
-    Only training questions of the same text are copied from; questions whose text is rare share one line. Questions
-    about several structures go by their first.
+    A `sample` of the held-out questions is tried, chosen by the hash of their ids. Answers are copied only from
+    training questions of the same text. Questions about several structures go by their first.
     """
-    texts = Counter(question.question for question in held_out)
-    common = {text for text, _ in texts.most_common(_MOST_KINDS)}
-    kinds = list(dict.fromkeys(text if text in common else OTHER for text in texts))
     chosen = sorted(held_out, key=lambda question: hashlib.sha256(question.id.encode()).digest())[:sample]
     results = []
-    for kind in kinds:
-        asked = [question for question in chosen if _kind(question, common) == kind]
-        known = [question for question in training if _kind(question, common) == kind]
-        if asked and known:
-            results.append(_measure_kind(kind, known, asked))
+    for text, _ in Counter(question.question for question in chosen).most_common(_MOST_TEXTS):
+        asked = [question for question in chosen if question.question == text]
+        known = [question for question in training if question.question == text]
+        if known:
+            results.append(_measure_text(text, known, asked))
     return results
 
 
-def _kind(question: Question, common: set[str]) -> str:
-    return question.question if question.question in common else OTHER
-
-
-def _measure_kind(kind: str, training: list[Question], asked: list[Question]) -> Copying:
+def _measure_text(text: str, training: list[Question], asked: list[Question]) -> Copying:
     copied = []
     for is_protein in (True, False):
         some = [question for question in asked if bool(question.proteins) == is_protein]
@@ -86,7 +78,7 @@ def _measure_kind(kind: str, training: list[Question], asked: list[Question]) ->
     frequent = Counter(question.answer for question in training).most_common(1)[0][0]
     present = {_structure(question) for question in training}
     return Copying(
-        kind,
+        text,
         len(copied),
         _mean([_structure(question) in present for question, _ in copied]),
         _mean([_plain(question.answer) == _plain(source.answer) for question, source in copied]),

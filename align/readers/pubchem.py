@@ -33,7 +33,7 @@ _NAME = ("title", "name", "cmpdname", "compound_name", "iupacname", "iupac_name"
 
 THIS_MOLECULE = "This molecule"
 _SUBJECT = re.compile(
-    r"(?:(?:The|An?) )?(?P<name>\S+(?: \S+){0,7}?) "
+    r"(?:(?:The|An?) )?(?!(?:It|This|These|They|In|At) )(?P<name>[^\s;]*[^\s;:.](?: [^\s;]*[^\s;:.]){0,7}?) "
     r"(?=(?:is|are|was|were|has|have|appears?|belongs?|acts?|occurs?|can|may|derives?|contains?)\b)"
 )
 _GENERIC = re.compile(r"(?:this|the|it|these|a|an)\b(?: (?:molecule|compound|drug|substance|chemical))?", re.I)
