@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 _UNSTATED = "not stated; see where it comes from"
 
 
-def model_card(model: AlignedModel, name: str, language_model: Path, training: Mapping[str, Any]) -> str:
+def model_card(
+    model: AlignedModel, sizes: Mapping[str, int], name: str, language_model: Path, training: Mapping[str, Any]
+) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
     Args:
         model: what is described.
+        sizes: parameters of its parts.
         name: of the model directory.
         language_model: its directory, whose own card may state a licence.
         training: optional facts: `data` (a list of mappings with `name`, `questions`, `licence`, `manifest_sha256`),
@@ -27,20 +30,18 @@ def model_card(model: AlignedModel, name: str, language_model: Path, training: M
             (`steps`, `mode`, ...).
     """
     config = model.language_model.config
-    parameters = sum(parameter.numel() for parameter in model.language_model.parameters())
     parts = [
-        f"| language model | `{language_model.name}`: {config.model_type}, {parameters:,} parameters, hidden size "
-        f"{config.hidden_size} | {_licence(language_model)} |"
+        f"| language model | `{language_model.name}`: {config.model_type}, {sizes['language_model']:,} parameters, "
+        f"hidden size {config.hidden_size} | {_licence(language_model)} |"
     ]
     for kind in ("molecule", "protein"):
         encoder, settings = getattr(model, f"{kind}_encoder"), getattr(model.settings, kind)
         if encoder is None:
             continue
-        size = sum(parameter.numel() for parameter in encoder.parameters())
         start = f", from `{Path(str(training[f'{kind}_encoder'])).name}`" if training.get(f"{kind}_encoder") else ""
         label = settings.kind.upper() if kind == "molecule" else "ESM-2"
         parts.append(
-            f"| {kind} encoder | {label}, {size:,} parameters, width {encoder.width}{start}; "
+            f"| {kind} encoder | {label}, {sizes[f'{kind}_encoder']:,} parameters, width {encoder.width}{start}; "
             f"{_tokens(settings.adapter, 'atom' if kind == 'molecule' else 'residue')} | {_UNSTATED} |"
         )
     data = [

@@ -82,6 +82,7 @@ def save_model_directory(
             _write_language_model(model, weights, folder / _LANGUAGE_MODEL)
         elif copy_language_model:
             _copy_language_model(Path(source), folder / _LANGUAGE_MODEL)  # type: ignore[arg-type]
+            model.tokenizer.save_pretrained(folder / _LANGUAGE_MODEL)
         inside = trained or copy_language_model
         place = folder / _LANGUAGE_MODEL if inside else Path(source).resolve()  # type: ignore[arg-type]
         if has_lora(model.language_model):
@@ -95,6 +96,7 @@ def save_model_directory(
             esm = _part(weights, "protein_encoder.esm")
             model.protein_encoder.esm.config.save_pretrained(folder / _PROTEIN_ENCODER)
             save_torch_state_dict(esm, folder / _PROTEIN_ENCODER)
+        sizes = {part: _elements(weights, part) for part in (_LANGUAGE_MODEL, "molecule_encoder", _PROTEIN_ENCODER)}
         config = {
             "architectures": ["AlignedModel"],
             "model_type": MODEL_TYPE,
@@ -106,7 +108,7 @@ def save_model_directory(
             **model.settings.to_json(),
         }
         write_json(folder / "config.json", config)
-        write_text(folder / "README.md", model_card(model, directory.name, place, training or {}))
+        write_text(folder / "README.md", model_card(model, sizes, directory.name, place, training or {}))
 
 
 def load_model_directory(
@@ -185,13 +187,15 @@ def _find_language_model(directory: Path, reference: dict[str, str], other: Path
 
 def _weights(model: AlignedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors by name: the model's own, `state` in their place where it has them."""
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     if not model.registered:
-        own |= {f"language_model.{name}": tensor for name, tensor in model.language_model.state_dict().items()}
+        base = model.language_model.state_dict(keep_vars=True)
+        own |= {f"language_model.{name}": tensor for name, tensor in base.items()}
     unknown = sorted(state.keys() - own.keys())
     if unknown:
         raise ValueError(f"the state has {unknown[0]}, which the model lacks")
-    whole = {name: state.get(name, tensor) for name, tensor in own.items()}
+    once = {id(tensor): name for name, tensor in reversed(own.items())}  # tied weights have two names: the first stays
+    whole = {name: state.get(name, tensor) for name, tensor in own.items() if once[id(tensor)] == name}
     for name, tensor in whole.items():
         if tensor.numel() == 0:
             raise ValueError(f"{name} has no elements: it was not gathered from the ranks that share it")
@@ -200,6 +204,10 @@ def _weights(model: AlignedModel, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in weights.items() if name.startswith(f"{prefix}.")}
+
+
+def _elements(weights: Mapping[str, Tensor], part: str) -> int:
+    return sum(tensor.numel() for tensor in _part(weights, part).values())
 
 
 @contextlib.contextmanager
@@ -214,8 +222,6 @@ def _directory(directory: Path) -> Iterator[Path]:
 def _write_language_model(model: AlignedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
     config = model.language_model.config
     tensors = _part(weights, "language_model")
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(folder)
     if model.language_model.generation_config is not None:

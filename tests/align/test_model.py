@@ -4,17 +4,28 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 
 from align.examples import PLACES
 from align.gnn import collate_graphs
-from align.language_model import is_lora
+from align.language_model import is_lora, load_language_model, load_tokenizer
+from align.model import AlignedModel
 from align.molecules import featurise
 from align.prompts import Turn
 from align.proteins import tokenise
 from align.questions import Question
 from align.settings import LoraSettings
 from job.errors import InputError
-from tests.align.aligned_models import asked, mixed_questions, real_proteins, real_smiles, small_model, small_settings
+from tests.align.aligned_models import (
+    asked,
+    mixed_questions,
+    real_proteins,
+    real_smiles,
+    small_model,
+    small_settings,
+    stories,
+)
+from tests.parallel.models import save_model
 
 TOKENS = ("each", "pooled", "resampled")
 
@@ -103,6 +114,35 @@ def test_loss_is_that_of_transformers_on_the_whole_row(model, questions):
         torch.testing.assert_close(sums[row] / counts[row], mean, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model(batch), sums.sum())
     assert model(batch).dtype == torch.float32 and model(batch).shape == ()
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "llama3-tied", "qwen2", "mistral"])
+def test_other_families_are_read_alike(real_data, questions, tmp_path, name):
+    save_model(name, tmp_path, vocab_size=512, max_position_embeddings=512)
+    lm, tokenizer = load_language_model(tmp_path, torch.float32), load_tokenizer(stories(real_data))
+    like = small_model(real_data)
+    model = AlignedModel(lm, tokenizer, like.settings, like.molecule_encoder, like.protein_encoder, True)
+    model.tune("lora")
+    sums, counts = model.row_losses(make_batch(model, questions))
+    for row, question in enumerate(questions):
+        labels = torch.from_numpy(model.encoding.example(question).labels)[None]
+        mean = lm(inputs_embeds=assembled_by_hand(model, question)[None], labels=labels).loss
+        torch.testing.assert_close(sums[row] / counts[row], mean, atol=1e-4, rtol=1e-4)
+    assert model.generate(questions, max_new_tokens=5) == [model.generate([q], max_new_tokens=5)[0] for q in questions]
+
+
+def test_logits_changed_after_the_output_layer_are_refused(tmp_path):
+    config = transformers.GraniteConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        logits_scaling=2.0,
+    )
+    transformers.GraniteForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"granite change their logits .*\(logits_scaling\)"):
+        load_language_model(tmp_path, torch.float32)
 
 
 def test_padding_changes_no_loss(model, questions):

@@ -56,6 +56,9 @@ def test_loaded_model_is_the_saved_one(real_data, questions, tmp_path, tokens, c
     assert loaded.settings == model.settings
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(losses(loaded, questions), losses(model, questions))
+    if copied:  # by itself, too
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m" / "language_model")
+        assert tokenizer("Once")["input_ids"] == model.tokenizer("Once")["input_ids"]
     assert not any(p.requires_grad for p in loaded.parameters())
     assert loaded.generate(questions, max_new_tokens=6) == model.generate(questions, max_new_tokens=6)
 
@@ -150,6 +153,19 @@ def test_trained_language_model_is_written_whole(real_data, questions, tmp_path)
     assert torch.equal(losses(loaded, questions), losses(model, questions))
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "m" / "language_model")
     assert torch.equal(alone.model.norm.weight, model.language_model.model.norm.weight)
+
+
+def test_gathered_state_of_a_sharded_model_is_written(real_data, questions, tmp_path):
+    """A sharded model shows no elements; tied weights are gathered under one of their names."""
+    model = small_model(real_data, registered=True, seed=7)
+    gathered = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    expected, sharded = losses(model, questions), small_model(real_data, registered=True)
+    assert "language_model.lm_head.weight" in sharded.state_dict() and "language_model.lm_head.weight" not in gathered
+    for parameter in sharded.parameters():
+        parameter.data = torch.empty(0)
+    sharded.save_pretrained(tmp_path / "m", state=gathered)
+    assert torch.equal(losses(AlignedModel.from_pretrained(tmp_path / "m"), questions), expected)
+    assert "260,032 parameters" in (tmp_path / "m" / "README.md").read_text()
 
 
 def test_tensor_without_elements_is_an_error(real_data, tmp_path):
