@@ -96,7 +96,12 @@ def save_model_directory(
             esm = _part(weights, "protein_encoder.esm")
             model.protein_encoder.esm.config.save_pretrained(folder / _PROTEIN_ENCODER)
             save_torch_state_dict(esm, folder / _PROTEIN_ENCODER)
-        sizes = {part: _elements(weights, part) for part in (_LANGUAGE_MODEL, "molecule_encoder", _PROTEIN_ENCODER)}
+        buffers = {name for name, _ in model.named_buffers()}
+        parameters = {name: tensor for name, tensor in weights.items() if name not in buffers}
+        sizes = {
+            part: sum(tensor.numel() for tensor in _part(parameters, part).values())
+            for part in ("language_model", "molecule_encoder", "protein_encoder")
+        }
         config = {
             "architectures": ["AlignedModel"],
             "model_type": MODEL_TYPE,
@@ -204,10 +209,6 @@ def _weights(model: AlignedModel, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in weights.items() if name.startswith(f"{prefix}.")}
-
-
-def _elements(weights: Mapping[str, Tensor], part: str) -> int:
-    return sum(tensor.numel() for tensor in _part(weights, part).values())
 
 
 @contextlib.contextmanager
