@@ -99,8 +99,8 @@ class AlignedModel(nn.Module):
         """Choose what is trained, and freeze the rest.
 
         Args:
-            mode: "adapters"; "encoders": these too; "lora": also LoRA layers, which are added to a language model that
-                has none; "all": all weights there are.
+            mode: "adapters"; "encoders": adapters and encoders; "lora": adapters and LoRA layers, which are added to a
+                language model that has none; "all": all weights there are.
             lora: settings of the layers added.
             encoders: whether the encoders are trained, where that is to differ from what `mode` says.
 
@@ -115,7 +115,7 @@ class AlignedModel(nn.Module):
                 adapter.requires_grad_(True)
         for encoder in (self.molecule_encoder, self.protein_encoder):
             if encoder is not None:
-                encoder.requires_grad_(mode != "adapters" if encoders is None else encoders)
+                encoder.requires_grad_(mode in ("encoders", "all") if encoders is None else encoders)
         for name, parameter in self.language_model.named_parameters():
             parameter.requires_grad_(mode == "all" or (mode == "lora" and is_lora(name)))
         self.tuning = mode

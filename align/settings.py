@@ -31,7 +31,7 @@ BIOLOGY = (
 
 Tokens = Literal["each", "pooled", "resampled"]
 Tuning = Literal["adapters", "encoders", "lora", "all"]
-"""What is trained: the adapters; these and the encoders; these and LoRA on the language model; everything."""
+"""What is trained: the adapters; adapters and encoders; adapters and LoRA on the language model; everything."""
 
 
 @dataclass(frozen=True)

@@ -193,8 +193,8 @@ PARTS = ("molecule_adapter", "protein_adapter", "molecule_encoder", "protein_enc
     [
         ("adapters", None, PARTS[:2]),
         ("encoders", None, PARTS[:4]),
-        ("lora", None, PARTS),
-        ("lora", False, (*PARTS[:2], PARTS[4])),
+        ("lora", None, (*PARTS[:2], PARTS[4])),
+        ("lora", True, PARTS),
         ("all", None, PARTS),
     ],
 )
