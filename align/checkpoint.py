@@ -4,8 +4,9 @@ weights.safetensors      float32, by the model's own names: all that is trained
 exp_avg.safetensors      the optimizer's first moments, by the same names
 exp_avg_sq.safetensors   its second moments
 buffers.safetensors      statistics of trained batch norms
+config.toml              of the run
 random/rank-00000.pt     state of this rank's random generators
-manifest.json            step, data, config, checksums of these files and of everything frozen; makes the rest count
+manifest.json            step, data, checksums of these files and of everything frozen; makes the rest count
 
 Tensors are gathered from the ranks, written and read one at a time.
 """
@@ -22,8 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from align.config import AlignConfig
 from align.engine import MOMENTS, Engine, whole, whole_shape
 from align.model import AlignedModel
+from job import config as configs
 from job.errors import InputError
 from parallel import ranks
 from parallel.safetensors_stream import SafetensorsWriter, TensorInfo
@@ -37,25 +40,28 @@ from parallel.whole_directory import (
 )
 
 STAGE = "align checkpoint"
-WEIGHTS, BUFFERS = "weights.safetensors", "buffers.safetensors"
+WEIGHTS, BUFFERS, CONFIG = "weights.safetensors", "buffers.safetensors", "config.toml"
 
 
-def save(path: Path, model: AlignedModel, engine: Engine, config: dict[str, Any], content: dict[str, Any]) -> int:
+def save(path: Path, model: AlignedModel, engine: Engine, config: AlignConfig, content: dict[str, Any]) -> int:
     """Write checkpoint `path`; collective. Returns its size in bytes.
 
-    `content` goes into the manifest. Raises `InputError` on every rank where any rank cannot write.
+    `content` goes into the manifest, with `inputs`: references to what was read. Raises `InputError` on every rank
+    where any cannot write.
     """
     trained = engine.trained
 
     def fill(directory: Path) -> None:
-        ranks.together(lambda: _write_small_files(path, directory, model))
+        ranks.together(lambda: _write_small_files(path, directory, model, config))
         _write_gathered(path, directory / WEIGHTS, trained, _weights(engine))
         for key in MOMENTS:
             moments = ((name, engine.moment(parameter, key)) for name, parameter in trained.items())
             _write_gathered(path, directory / f"{key}.safetensors", trained, moments)
 
     shapes = {name: list(whole_shape(parameter)) for name, parameter in trained.items()}
-    return write_directory(path, fill, STAGE, config, [], content | {"trained": shapes})
+    return write_directory(
+        path, fill, STAGE, configs.as_dict(config), content.pop("inputs"), content | {"trained": shapes}
+    )
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -119,13 +125,18 @@ def _weights(engine: Engine) -> Iterator[tuple[str, Tensor | None]]:
             yield name, parameter.detach().cpu() if dist.get_rank() == 0 else None
 
 
-def _write_small_files(path: Path, directory: Path, model: AlignedModel) -> None:
+def _write_small_files(path: Path, directory: Path, model: AlignedModel, config: AlignConfig) -> None:
     with explained(path):
         (directory / "random").mkdir(exist_ok=True)
         torch.save(random_state(), directory / "random" / f"rank-{dist.get_rank():05d}.pt")
     trained = _trained(model)
     buffers = {name: value.cpu() for name, value in model.trainable_state().items() if name not in trained}
-    on_first_rank(path, lambda: save_file(buffers, directory / BUFFERS))
+
+    def write() -> None:
+        save_file(buffers, directory / BUFFERS)
+        configs.save(config, directory / CONFIG)
+
+    on_first_rank(path, write)
 
 
 def _write_gathered(

@@ -8,6 +8,7 @@ from pathlib import Path
 from align.config import AlignConfig
 from align.question_order import QuestionOrder
 from align.question_shards import QuestionSet
+from job import manifest
 from job.errors import InputError
 
 
@@ -19,6 +20,8 @@ class Inputs:
     """of the training questions"""
     validation: dict[str, QuestionSet]
     """by source, its validation split where that has questions"""
+    references: list[dict[str, str]]
+    """the manifests of the data sets, in the order of the config"""
     steps: int
     """optimizer steps of the run"""
 
@@ -39,4 +42,5 @@ def open_inputs(config: AlignConfig) -> Inputs:
     order = QuestionOrder(config.data.sources, config.data.seed)
     validation = {source.name: QuestionSet(source.directory, "validation") for source in config.data.sources}
     validation = {name: questions for name, questions in validation.items() if len(questions)}
-    return Inputs(order, validation, config.steps(sum(len(questions) for questions in order.sets)))
+    references = [manifest.reference(Path(source.directory)) for source in config.data.sources]
+    return Inputs(order, validation, references, config.steps(sum(len(questions) for questions in order.sets)))

@@ -24,7 +24,6 @@ from align.model import AlignedModel
 from align.question_shards import QuestionSet
 from align.questions import Question
 from data_shards.order import first_difference
-from job import config as configs
 from job.directory import RunDirectory
 from job.errors import InputError
 from job.schedule import learning_rate
@@ -44,6 +43,7 @@ class Trainer:
     def __init__(self, config: AlignConfig, inputs: Inputs, run: RunDirectory, attempt: int) -> None:
         self.config, self.run, self.attempt = config, run, attempt
         self.order, self.validation, self.steps = inputs.order, inputs.validation, inputs.steps
+        self.references = inputs.references
         self.device, self.progress = ranks.device(), Progress()
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         (self.frozen,) = ranks.from_first_rank(ranks.together(self._frozen_checksums))
@@ -248,8 +248,9 @@ class Trainer:
             "data": self._data(),
             "settings": self.model.settings.to_json(),
             "frozen": self.frozen,
+            "inputs": self.references,
         }
-        size = checkpoint.save(path, self.model, self.engine, configs.as_dict(self.config), content)
+        size = checkpoint.save(path, self.model, self.engine, self.config, content)
         ranks.together(lambda: self.run.point_latest(path) if ranks.is_logging_rank() else None)
         if ranks.is_logging_rank():
             self.run.drop_old_checkpoints(self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps)

@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-import deepspeed  # noqa: F401  (imported before ranks are forked: it takes a second)
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (imported before ranks are forked: it takes seconds)
 import matplotlib.pyplot  # noqa: F401  (likewise)
 import torch
 from safetensors.torch import load_file
@@ -89,14 +89,14 @@ def make_config(directory, inputs, stage=2, mode="adapters", precision="fp32", *
         "model": ModelConfig(inputs.language_model, max_length=512),
         "molecule": MoleculeConfig(**molecule),
         "protein": ProteinConfig(weights=inputs.protein_weights),
-        "tune": TuneConfig(mode, LoraSettings(rank=4)),
-        "data": DataConfig([SourceConfig(inputs.chebi), SourceConfig(inputs.yeast)], token_budget=600, seed=7),
+        "tune": TuneConfig(mode, LoraSettings(rank=4, dropout=changes.pop("dropout", 0.0))),
+        "data": DataConfig([SourceConfig(inputs.chebi), SourceConfig(inputs.yeast)], token_budget=1000, seed=7),
         "parallel": ParallelConfig(stage, timeout_seconds=20),
         "train": TrainConfig(
             steps=STEPS,
             global_batch=BATCH,
             precision=precision,
-            validate_questions=4,
+            validate_questions=3,
             validate_at_start=True,
             samples=0,
         ),
