@@ -1,7 +1,7 @@
 """The protein encoder: ESM-2 (Lin et al. 2023) of any size, one vector per residue.
 
-Weights come from a fair-esm checkpoint or a Hugging Face directory and run in transformers' own `EsmModel`. Several
-chains are one row without padding: attention is computed chain by chain, everything else over all residues at once.
+Weights come from a fair-esm checkpoint or a Hugging Face directory and live in transformers' `EsmModel`. Several chains
+are one row without padding: attention is computed chain by chain, everything else over all residues at once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, EsmConfig, EsmModel
+from torch.utils.checkpoint import checkpoint
+from transformers import EsmConfig, EsmModel
 from transformers.models.esm.modeling_esm import EsmRotaryEmbedding
 
 from align.proteins import CLS, EOS, MASK, PAD, TOKENS
 from job.errors import InputError
 from job.files import read_json
 
-_ATTENTION = "packed_chains"
 _MASKED_IN_PRETRAINING = 0.15 * 0.8  # ESM-2 scales embeddings by the share of tokens that training left unmasked
 _NAMES_SHOWN = 3
 
@@ -68,12 +68,18 @@ def collate_proteins(chains: Sequence[np.ndarray]) -> ProteinBatch:
 
 
 class ProteinEncoder(nn.Module):
-    """ESM-2 over packed chains. `esm` is transformers' model, so that its tools (checkpointing, peft) work on it."""
+    """ESM-2 over packed chains.
+
+    `esm` is transformers' model, which holds the weights and their names; its layers are called part by part, so that
+    hooks and adapters on them work. With `gradient_checkpointing` set, training computes activations again in the
+    backward pass.
+    """
+
+    gradient_checkpointing = False
 
     def __init__(self, esm: EsmModel) -> None:
         super().__init__()
         _check_config(esm.config, "the model")
-        esm.set_attn_implementation(_ATTENTION)
         esm.contact_head = esm.pooler = None  # type: ignore[assignment]  # heads that nothing here runs or trains
         self.esm = esm
 
@@ -92,45 +98,52 @@ class ProteinEncoder(nn.Module):
         """The last hidden state [N, width], in the weights' type, of N ids, special positions included; N may be 0."""
         if not batch.lengths:  # other ranks may have chains: run the same modules, with a graph and zero gradients
             ids = torch.tensor([CLS, EOS], device=batch.ids.device)
-            return self.forward(ProteinBatch(ids, (2,)))[:0]  # not self(...): its hooks have run
+            return self(ProteinBatch(ids, (2,)))[:0]
         esm: Any = self.esm
-        positions = torch.cat([torch.arange(length) for length in batch.lengths]).to(batch.ids.device)
-        embedded = esm.embeddings.word_embeddings(batch.ids)[None]
+        hidden = esm.embeddings.word_embeddings(batch.ids)
         if esm.config.token_dropout:
-            embedded = (embedded * (1 - _MASKED_IN_PRETRAINING)).to(embedded.dtype)
-        hidden = esm.encoder(
-            embedded,
-            position_embeddings=_rotary_angles(esm.config, positions),
-            chain_lengths=batch.lengths,
-        ).last_hidden_state
-        return hidden[0]
+            hidden = hidden * (1 - _MASKED_IN_PRETRAINING)
+        angles = _rotary_angles(esm.config, batch)
+        for layer in esm.encoder.layer:
+            if self.gradient_checkpointing and self.training:
+                hidden = checkpoint(_run_layer, layer, hidden, angles, batch.lengths, use_reentrant=False)
+            else:
+                hidden = _run_layer(layer, hidden, angles, batch.lengths)
+        return esm.encoder.emb_layer_norm_after(hidden)
 
 
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    chain_lengths: tuple[int, ...] = (),
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention within each chain of [1, heads, N, width]; returns [1, N, heads, width]. See `AttentionInterface`."""
-    chains = zip(*(tensor.split(chain_lengths, dim=2) for tensor in (query, key, value)))
-    outputs = [functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in chains]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+def _run_layer(layer: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> Tensor:
+    """One `EsmLayer` over packed chains, [N, width]: attention within each chain, the rest over all at once."""
+    attention = layer.attention.self
+    normalised = layer.attention.LayerNorm(hidden)
+    query, key, value = (
+        projection(normalised).unflatten(-1, (attention.num_attention_heads, -1)).transpose(0, 1)
+        for projection in (attention.query, attention.key, attention.value)
+    )
+    query, key = _rotate(query, angles), _rotate(key, angles)
+    dropout = attention.dropout if layer.training else 0.0
+    attended = [
+        functional.scaled_dot_product_attention(q[None], k[None], v[None], dropout_p=dropout)[0]
+        for q, k, v in zip(*(tensor.split(lengths, dim=1) for tensor in (query, key, value)))
+    ]
+    hidden = layer.attention.output(torch.cat(attended, dim=1).transpose(0, 1).flatten(1), hidden)
+    # transformers spells the same function out in four passes over the memory.
+    return layer.output(functional.gelu(layer.intermediate.dense(layer.LayerNorm(hidden))), hidden)
 
 
-def _rotary_angles(config: EsmConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, float32 [1, N, head width], also where weights (and transformers' buffer) are bfloat16."""
+def _rotary_angles(config: EsmConfig, batch: ProteinBatch) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, float32 [N, head width], also where weights (and transformers' buffer) are bfloat16."""
     frequencies, _ = EsmRotaryEmbedding.compute_default_rope_parameters(config)
-    angles = positions[:, None] * torch.cat([frequencies, frequencies]).to(positions.device)
-    return angles.cos()[None], angles.sin()[None]
+    positions = torch.cat([torch.arange(length) for length in batch.lengths])
+    angles = (positions[:, None] * torch.cat([frequencies, frequencies])).to(batch.ids.device)
+    return angles.cos(), angles.sin()
 
 
-AttentionInterface.register(_ATTENTION, _attend)
+def _rotate(states: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) of [heads, N, head width], computed in float32."""
+    first, second = states.chunk(2, dim=-1)
+    cosine, sine = angles
+    return (states * cosine + torch.cat([-second, first], dim=-1) * sine).to(states.dtype)
 
 
 def create_protein_encoder(layers: int, width: int, heads: int, seed: int) -> ProteinEncoder:

@@ -1,6 +1,7 @@
 """ESM-2 over packed chains, against fair-esm and transformers' own padded forward."""
 
 import argparse
+import copy
 import gzip
 import json
 import warnings
@@ -112,7 +113,7 @@ def test_packed_equals_single_and_padded(checkpoint, chains):
         packed = encoder(collate_proteins(chains))
         single = torch.cat([encoder(collate_proteins([chain])) for chain in chains])
         ids = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(c) for c in chains], batch_first=True, padding_value=1)
-        hugging_face = EsmModel(encoder.esm.config, add_pooling_layer=False).eval()
+        hugging_face = EsmModel(copy.deepcopy(encoder.esm.config), add_pooling_layer=False).eval()
         hugging_face.load_state_dict(encoder.esm.state_dict(), strict=False)
         hugging_face.set_attn_implementation("sdpa")
         padded = hugging_face(ids, attention_mask=(ids != 1).long()).last_hidden_state
@@ -180,8 +181,7 @@ def test_gradients_reach_everything(chains):
     gradients = []
     for checkpointing in (False, True):
         encoder.zero_grad()
-        if checkpointing:
-            encoder.esm.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.gradient_checkpointing = checkpointing
         (encoder(collate_proteins(chains[:2])) * weights).sum().backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in encoder.named_parameters()})
     for name, gradient in gradients[0].items():
