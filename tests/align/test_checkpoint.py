@@ -1,5 +1,6 @@
 """Runs continue as if nothing had happened: on the same ranks bit for bit, at any other number of ranks and stage."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from job.directory import RunDirectory
 from tests.align.runs import STEPS, assert_equal_checkpoints, checkpoint_tensors, final, make_config, quietly
-from tests.ranks.fork import run_ranks
+from tests.ranks.fork import RankFailed, run_ranks
 from tests.training import losses, metrics_rows
 
 DROPOUT = 0.1  # of LoRA: random states must continue too
@@ -77,3 +78,69 @@ def test_checkpoint_holds_what_is_trained_and_proves_the_rest(undisturbed):
         if name.startswith("exp_avg_sq/") and "adapter" in name:
             assert value.abs().sum() > 0, name
     assert all(value.dtype == torch.float32 for name, value in found.items() if not name.startswith("buffers/"))
+
+
+def other_language_model(config, folder):
+    shutil.copytree(config.model.language_model, folder / "lm")
+    file = next((folder / "lm").glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    config.model.language_model = str(folder / "lm")
+
+
+def other_encoder(config, folder):
+    weights = torch.load(config.molecule.weights, map_location="cpu", weights_only=True)
+    weights["x_embedding1.weight"][0, 0] += 1
+    torch.save(weights, folder / "encoder.pth")
+    config.molecule = dataclasses.replace(config.molecule, weights=str(folder / "encoder.pth"))
+
+
+def other_data(config, folder):
+    config.data.sources.pop()
+
+
+def other_batch(config, folder):
+    config.train.global_batch += 1
+
+
+def other_mode(config, folder):
+    config.tune.mode = "lora"
+
+
+def other_adapter(config, folder):
+    config.prompt = dataclasses.replace(config.prompt, human="USER")
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (other_language_model, "another language model"),
+        (other_encoder, "another molecule encoder"),
+        (other_data, "other data"),
+        (other_batch, "global_batch"),
+        (other_mode, "lora_A"),
+        (other_adapter, "USER"),
+    ],
+)
+def test_continuing_with_something_else_is_refused(change, expected, undisturbed, align_inputs, tmp_path):
+    directory = forget_end(undisturbed(0, 1), tmp_path / "run")
+    config = make_config(directory, align_inputs, 0)
+    change(config, tmp_path)
+    with pytest.raises(RankFailed) as caught:
+        run_ranks(1, quietly, config)
+    message = str(caught.value).strip().splitlines()[-1]
+    assert message.startswith("job.errors.InputError") and expected in message, message
+    assert [row["attempt"] for row in metrics_rows(directory)] == [1] * len(metrics_rows(directory))
+
+
+def test_damaged_checkpoint_is_set_aside(undisturbed, align_inputs, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(undisturbed(0, 1), directory)
+    file = final(directory) / "exp_avg.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    run_ranks(1, quietly, make_config(directory, align_inputs, 0))
+    assert (directory / "checkpoints" / f"damaged-{file.parent.name}").is_dir()
+    assert_equal_checkpoints(final(undisturbed(0, 1)), final(directory))
