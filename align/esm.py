@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import EsmConfig, EsmModel
+from transformers.utils import logging as transformers_logging
 from transformers.models.esm.modeling_esm import EsmRotaryEmbedding
 
 from align.proteins import CLS, EOS, MASK, PAD, TOKENS
@@ -172,6 +173,8 @@ def load_protein_encoder(path: Path, dtype: torch.dtype = torch.float32) -> Prot
 def _from_hugging_face(directory: Path) -> EsmModel:
     config = EsmConfig.from_dict(read_json(directory / "config.json"))
     _check_config(config, str(directory / "config.json"))
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would report what an encoder never has: a contact head
     try:
         loaded: Any = EsmModel.from_pretrained(
             directory,
@@ -184,6 +187,8 @@ def _from_hugging_face(directory: Path) -> EsmModel:
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(f"{directory} cannot be loaded as an ESM-2: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     esm, report = loaded
     missing = sorted(name for name in report["missing_keys"] if not _is_unused(name))
     if missing:

@@ -30,4 +30,19 @@ say "5. Back out as a Hugging Face model"
 run python -m parallel export runs/demo/pretrain runs/demo/model
 say "6. Before and after, measured by transformers on articles that training never saw"
 run python -m eval runs/demo/base runs/demo/model --suite perplexity --data runs/demo/shards --out runs/demo/eval --sequence-length 256
-printf '\nmodel: runs/demo/model   loss plot: runs/demo/pretrain/loss.png   metrics: runs/demo/pretrain/metrics.jsonl\n'
+say "7. Molecules and proteins with questions (the 10B takes PubChem and Swiss-Prot), and how far copying an answer gets"
+run python configs/demo/structures.py runs/demo/structures
+run python -m align build questions runs/demo/structures/molecules.jsonl --out runs/demo/molecules
+run python -m align build uniprotqa runs/demo/structures/proteins.json --out runs/demo/proteins
+run python configs/demo/protein_encoder.py runs/demo/protein-encoder
+say "8. A graph network, a protein encoder and the model of step 5 aligned over 2 ranks, through DeepSpeed ZeRO"
+run torchrun --nproc-per-node 2 -m align train configs/demo/align.toml
+run python -m align export runs/demo/align runs/demo/aligned
+say "9. Is the structure used? Answers to held-out questions, scored with their own structures and with others'"
+run python -m align controls runs/demo/aligned runs/demo/molecules runs/demo/proteins
+say "10. Ask it"
+run python -m align ask runs/demo/aligned --molecule 'OC(=O)c1ccc(Cl)cc1' 'Please describe this molecule.'
+run python -m align ask runs/demo/aligned --protein MKKLLLALLALLAAPAQAEDKTGHRYERVDSQEPKPEDDLTHEAKS \
+    'What are the subcellular locations of this protein?'
+printf '\nlanguage model: runs/demo/model   aligned model: runs/demo/aligned\n'
+printf 'loss plots: runs/demo/pretrain/loss.png runs/demo/align/loss.png   metrics: metrics.jsonl beside them\n'
