@@ -22,8 +22,8 @@ from tests.training import metrics_rows
 torch.set_num_threads(1)
 
 
-def _rank(config, prepare, rank, world, port, output):
-    """What one forked rank does: what`python -m pretrain` does, with its output in a file."""
+def _rank(config, prepare, rank, world, port, output, command):
+    """What one forked rank does: what`python -m pretrain` does (or `command`), with its output in a file."""
     os.setpgid(0, 0)
     gc.freeze()  # megatron-core collects garbage at each save, which is slow over everything that pytest has imported
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -44,7 +44,7 @@ def _rank(config, prepare, rank, world, port, output):
     try:
         if prepare is not None:
             prepare(rank)
-        run_command(lambda: train(config))
+        run_command(lambda: command(config))
     except SystemExit as leaving:
         status = leaving.code
     except BaseException:
@@ -56,14 +56,14 @@ def _rank(config, prepare, rank, world, port, output):
 class ForkedJob:
     """`world` ranks of a training run. `prepare(rank)` runs in each rank before it starts, to plant a fault."""
 
-    def __init__(self, world, config, prepare=None):
+    def __init__(self, world, config, prepare=None, command=train):
         self.directory = Path(config.directory)
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         name = f"{self.directory.name}-output-{time.monotonic_ns()}"
         self.outputs = [self.directory.parent / f"{name}-{rank}" for rank in range(world)]
         context, port = multiprocessing.get_context("fork"), free_port()
         self.ranks = [
-            context.Process(target=_rank, args=(config, prepare, rank, world, port, self.outputs[rank]))
+            context.Process(target=_rank, args=(config, prepare, rank, world, port, self.outputs[rank], command))
             for rank in range(world)
         ]
 
@@ -109,15 +109,15 @@ class ForkedJob:
             time.sleep(0.005)
 
 
-def run_job(world, config, prepare=None, seconds=60):
+def run_job(world, config, prepare=None, seconds=60, command=train):
     """A job to its end: its exit codes and all its output."""
-    with ForkedJob(world, config, prepare) as job:
+    with ForkedJob(world, config, prepare, command) as job:
         return job.wait(seconds), job.output()
 
 
-def complete_job(world, config, prepare=None):
+def complete_job(world, config, prepare=None, command=train):
     """A job that must succeed; returns its output."""
-    codes, output = run_job(world, config, prepare)
+    codes, output = run_job(world, config, prepare, command=command)
     assert codes == [0] * world, output
     return output
 
@@ -140,7 +140,7 @@ def samples_in_order(directory):
     return [(rows[step]["first_sample"], rows[step]["last_sample"]) for step in sorted(rows)]
 
 
-def start_torchrun(processes, config_file, *words, output):
+def start_torchrun(processes, config_file, *words, output, module=("pretrain",), **environment):
     """A real `torchrun -m pretrain` in a process group of its own; its output goes to the file `output`."""
     command = [
         sys.executable,
@@ -153,11 +153,12 @@ def start_torchrun(processes, config_file, *words, output):
         "--shutdown-timeout",
         "3",
         "-m",
-        "pretrain",
+        *module,
         str(config_file),
         *words,
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
+    always = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | always | environment
     with open(output, "ab") as handle:
         return subprocess.Popen(
             command, stdout=handle, stderr=subprocess.STDOUT, env=environment, start_new_session=True
