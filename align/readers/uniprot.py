@@ -202,7 +202,8 @@ def _xml_location(place: etree._Element) -> str:
     # Before 2010 the parts of a place were elements of their own: Secreted, Extracellular space.
     first, *more = [_text(part) for part in place.iterfind(_NAMESPACE + "location")] or [""]
     parts = [", ".join([first, *(part[:1].lower() + part[1:] for part in more)])]
-    parts += [_text(part) for kind in ("topology", "orientation") for part in place.iterfind(_NAMESPACE + kind)]
+    for kind in ("topology", "orientation"):  # the flat file writes "Lipid-anchor, GPI-anchor"
+        parts.append(", ".join(_text(part) for part in place.iterfind(_NAMESPACE + kind)))
     return clean("; ".join(part for part in parts if part))
 
 

@@ -5,7 +5,6 @@ import gzip
 import json
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from rdkit import Chem
@@ -13,8 +12,7 @@ from rdkit import Chem
 from align.questions import FAMILY, FUNCTION, LOCATION, MOLECULE_QUESTION, NAMES
 from align.readers import chebi20, molecule_questions, pubchem, uniprot, uniprotqa
 from job.errors import InputError
-
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+from tests.align import entries
 
 
 def read(reader, path, *more):
@@ -30,13 +28,18 @@ def by_id(questions):
 # UniProt
 
 
-@pytest.mark.real
-def test_flat_file_and_xml_of_the_same_entry_give_the_same_questions(real_data):
-    xml = by_id(read(uniprot.read, ASSETS / "uniprot_entries.xml")[0])
-    flat = by_id(read(uniprot.read, real_data / "uniprot" / "uniprot_sprot.open.dat.gz")[0])
-    shared = [identifier for identifier in xml if identifier in flat]
-    assert len({identifier.split(":")[1] for identifier in shared}) >= 4
-    assert [flat[identifier] for identifier in shared] == [xml[identifier] for identifier in shared]
+def test_flat_file_and_xml_of_the_same_entry_give_the_same_questions(tmp_path):
+    (tmp_path / "entries.dat").write_text(entries.FLAT)
+    (tmp_path / "entries.xml").write_text(entries.XML)
+    flat, xml = (by_id(read(uniprot.read, tmp_path / name)[0]) for name in ("entries.dat", "entries.xml"))
+    assert flat == xml
+    assert {identifier: question.answer for identifier, question in flat.items()} == {
+        "uniprot:Q00001:function": "Phosphorylates the alpha- and beta-subunits of a 5-hydroxytryptamine receptor. "
+        "Acts in the MAP kinase pathway.",
+        "uniprot:Q00001:names": "Example kinase 1; Protein example",
+        "uniprot:Q00001:family": "Belongs to the protein kinase superfamily. Ser/Thr protein kinase family.",
+        "uniprot:Q00001:location": "Cell membrane; Lipid-anchor, GPI-anchor. Cytoplasm.",
+    }
 
 
 @pytest.mark.real
@@ -108,7 +111,7 @@ def test_damaged_uniprot_files(real_data, tmp_path):
         len(rejects) == 1 and rejects[0].reason == "malformed_entry" and rejects[0].source_position.startswith("line")
     )
     assert len(kept) > 300
-    xml = (ASSETS / "uniprot_entries.xml").read_bytes()
+    xml = gzip.decompress((real_data / "uniprot" / "uniprot_sprot.open.xml.gz").read_bytes())
     (tmp_path / "cut.xml").write_bytes(xml[:-900])
     with pytest.raises(InputError, match=r"cut\.xml is damaged after entry \d"):
         read(uniprot.read, tmp_path / "cut.xml")
@@ -119,7 +122,7 @@ def test_damaged_uniprot_files(real_data, tmp_path):
 
 def test_entities_of_an_xml_file_are_not_expanded(tmp_path):
     (tmp_path / "secret").write_text("password")
-    xml = (ASSETS / "uniprot_entries.xml").read_text(encoding="utf-8").partition("?>")[2]
+    xml = entries.XML.partition("?>")[2]
     declared = f'<!DOCTYPE x [<!ENTITY leak SYSTEM "file://{tmp_path / "secret"}">]>'
     (tmp_path / "evil.xml").write_text(declared + re.sub(r"<fullName([^>]*)>", r"<fullName\1>&leak;", xml, count=1))
     questions, _ = read(uniprot.read, tmp_path / "evil.xml")

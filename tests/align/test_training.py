@@ -1,6 +1,9 @@
 """The main promise on real rows: one loss curve at every ZeRO stage and number of ranks, equal to a plain loop's."""
 
 import copy
+import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
@@ -57,3 +60,48 @@ def test_curve_equals_a_plain_loop(stage, world, align_inputs, plain, tmp_path):
     saved = checkpoint_tensors(final(tmp_path / "run"))
     for name, value in weights.items():
         torch.testing.assert_close(saved[f"weights/{name}"], value, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage, offload", [(2, "optimizer"), (3, "parameters")])
+def test_offload_changes_nothing(stage, offload, align_inputs, plain, tmp_path):
+    config = make_config(tmp_path / "run", align_inputs, parallel=ParallelConfig(stage, offload, 60))
+    config.checkpoint.every_steps = 2
+    run_ranks(1, quietly, config)
+    shutil.rmtree(final(tmp_path / "run"))
+    run_ranks(1, quietly, config)  # states continue where they are kept, too
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain[0] + plain[0][2:], abs=1e-4)
+
+
+def test_recomputation_and_cached_features_change_nothing(align_inputs, plain, tmp_path):
+    config = make_config(tmp_path / "run", align_inputs, recompute=True, samples=1, sample_tokens=4)
+    config.data.cache_directory = str(tmp_path / "cache")
+    run_ranks(2, quietly, config)
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain[0], abs=1e-4)
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"molecule", "protein"}
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["source"]) for row in samples] == [
+        (step, source) for step in (0, STEPS) for source in ("chebi", "yeast")
+    ]
+    assert all(row["question"] and row["expected"] for row in samples)
+
+
+@pytest.mark.parametrize("stage, world, mode", [(2, 2, "adapters"), (3, 2, "lora"), (3, 1, "all")])
+def test_bf16_follows_fp32(stage, world, mode, align_inputs, tmp_path):
+    """The frozen language model in bfloat16, what is trained and the molecule encoder in float32, at any stage."""
+    curves = []
+    for precision in ("fp32", "bf16"):
+        config = make_config(tmp_path / precision, align_inputs, stage, mode, precision, samples=1, sample_tokens=4)
+        run_ranks(world, quietly, config)
+        curves.append(losses(metrics_rows(tmp_path / precision)))
+    assert curves[1] == pytest.approx(curves[0], abs=0.06) and curves[1] != curves[0]
+    saved = checkpoint_tensors(final(tmp_path / "bf16"))
+    assert {value.dtype for name, value in saved.items() if not name.startswith("buffers/")} == {torch.float32}
+
+
+def test_full_training_follows_the_plain_loop(align_inputs, tmp_path):
+    """With pretrained batch norms, whose statistics do not depend on what is computed together."""
+    config = make_config(tmp_path / "run", align_inputs, 3, "all")
+    weights = align_inputs.molecule_weights
+    config.molecule = dataclasses.replace(config.molecule, kind="gcn", layers=5, width=300, weights=weights)
+    run_ranks(2, quietly, config)
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain_losses(config)[0], abs=2e-4)
