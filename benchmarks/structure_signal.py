@@ -1,0 +1,358 @@
+"""Is the structure really used? Alignment on real captions against controls that see no structure, or a wrong one.
+
+    OMP_NUM_THREADS=1 python benchmarks/structure_signal.py --data ../shared/data/open --work /scratch/signal
+
+Everything goes through the project's own commands: a tokenizer and a small Llama are trained on the training captions
+(data_shards, parallel, pretrain), then aligned to a molecule encoder that starts from random weights (align train), on
+ChEBI-20 rows of at most 32 atoms whose captions are cut to 45 words. Per split (the published one, and scaffolds) and
+seed, four models that differ in their data alone:
+
+    true       each caption with its molecule
+    shuffled   captions with molecules of other rows, in training and in the test
+    none       captions alone (language model trained) ...
+    constant   ... or eight learned tokens, the same for every row (language model frozen)
+
+and two tests of the model trained on true pairs, on rows it has not seen: the answer's loss with its own molecule
+against another row's, and against one of like size (align/controls.py). `--proteins` does the same for the first
+clause of SGD's descriptions of yeast proteins. Prints Markdown; results are kept in `--work`, and a second run goes
+on where the first one stopped. About 20 minutes for molecules on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from align.controls import PairedTest, structure_tests  # noqa: E402
+from align.molecules import MoleculeError, featurise  # noqa: E402
+from align.question_shards import STAGE, QuestionSet, write_split  # noqa: E402
+from align.questions import MOLECULE_QUESTION, Question  # noqa: E402
+from align.splits import SplitSettings, assign, groups  # noqa: E402
+from job import manifest  # noqa: E402
+from job.track import read_rows  # noqa: E402
+
+LANGUAGE_MODEL = dict(
+    model_type="llama",
+    architectures=["LlamaForCausalLM"],
+    hidden_size=128,
+    intermediate_size=352,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    vocab_size=2000,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-5,
+    initializer_range=0.02,
+    tie_word_embeddings=True,
+    bos_token_id=1,
+    eos_token_id=2,
+    torch_dtype="float32",
+)
+MAX_ATOMS, WORDS, MAX_RESIDUES = 32, 45, 256
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained, and how fast."""
+
+    name: str
+    tune: str
+    rate: float
+    conditions: tuple[str, ...]
+
+
+ARMS = {
+    "trainable": Arm("language model trained", "all", 1e-3, ("true", "none", "shuffled")),
+    "frozen": Arm("language model frozen", "encoders", 3e-3, ("true", "constant", "shuffled")),
+}
+
+
+def main() -> None:
+    """Prepare, train, test, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="directory that holds chebi20/ and the like")
+    parser.add_argument("--work", type=Path, required=True, help="where models and results are kept")
+    parser.add_argument("--proteins", action="store_true", help="yeast proteins instead of molecules")
+    parser.add_argument("--splits", nargs="+", default=["published", "scaffold"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=3.0, help="of alignment (default 3)")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
+    options = parser.parse_args()
+    splits = ["random"] if options.proteins else options.splits
+    for split in splits:
+        work = options.work / ("proteins" if options.proteins else split)
+        rows = protein_rows(options.data) if options.proteins else molecule_rows(options.data, split)
+        prepare(work, *rows, texts(options.data, options.proteins, {row.id for row in rows[1]}))
+        jobs = [
+            (work, ARMS[arm], condition, seed, options.epochs)
+            for arm in options.arms
+            for seed in range(options.seeds)
+            for condition in ARMS[arm].conditions
+        ]
+        with ThreadPoolExecutor(options.processes) as pool:
+            list(pool.map(lambda job: train(*job), jobs))
+        for arm in options.arms:
+            print(report(work, split, ARMS[arm], options.seeds, len(rows[0]), len(rows[1])), flush=True)
+
+
+# Data.
+
+
+def molecule_rows(data: Path, split: str) -> tuple[list[Question], list[Question]]:
+    """ChEBI-20 training and test rows of molecules that are small enough, by the published or by a scaffold split."""
+    sides = [list(_chebi(data / "chebi20" / name)) for name in ("train_open.txt", "test_open.txt")]
+    if split == "published":
+        return sides[0], sides[1]
+    rows = [*sides[0], *sides[1]]
+    settings = SplitSettings(split, validation=0.0, test=0.2)
+    side = assign(groups(rows, settings), settings)
+    return tuple([row for row, part in zip(rows, side) if part == wanted] for wanted in ("train", "test"))
+
+
+def _chebi(file: Path) -> Iterable[Question]:
+    for line in file.read_text(encoding="utf-8").split("\n")[1:]:
+        if not line:
+            continue
+        compound, smiles, text = line.split("\t")
+        try:
+            atoms = len(featurise(smiles, MAX_ATOMS).atoms)
+        except MoleculeError:
+            continue
+        answer = " ".join(text.split()[:WORDS])
+        yield Question(f"chebi20:{compound}", MOLECULE_QUESTION, answer, (smiles,), (), (atoms,))
+
+
+def protein_rows(data: Path) -> tuple[list[Question], list[Question]]:
+    """Yeast proteins with the first clause of their description, one in five held out."""
+    rows = []
+    with gzip.open(data / "yeast_protein_text" / "yeast_sgd.open.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            answer = " ".join(entry["description"].split(";")[0].split()[:WORDS])
+            sequence = entry["sequence"][:MAX_RESIDUES]
+            rows.append(Question(entry["entry_name"], "Please describe this protein.", answer, (), (sequence,)))
+    random.Random(0).shuffle(rows)
+    return rows[len(rows) // 5 :], rows[: len(rows) // 5]
+
+
+def texts(data: Path, proteins: bool, held_out: set[str]) -> dict[str, str]:
+    """What the language model is trained on, by id: every caption at hand but those of the test rows."""
+    found: dict[str, str] = {}
+    if proteins:
+        with gzip.open(data / "yeast_protein_text" / "yeast_sgd.open.jsonl.gz", "rt", encoding="utf-8") as lines:
+            for entry in map(json.loads, lines):
+                found[entry["entry_name"]] = entry["description"]
+    else:
+        for line in (data / "pubchem_desc" / "pcdes.open.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+            entry = json.loads(line)
+            found[f"chebi20:{entry['CID']}"] = entry["description"]
+        for name in ("train_open.txt", "test_open.txt"):
+            for line in (data / "chebi20" / name).read_text(encoding="utf-8").split("\n")[1:]:
+                if line:
+                    compound, _, text = line.split("\t")
+                    found[f"chebi20:{compound}"] = text
+    return {name: " ".join(text.split()[:WORDS]) for name, text in found.items() if name not in held_out}
+
+
+def derangement(count: int, seed: int) -> list[int]:
+    """A permutation that leaves nothing in its place."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    result = [0] * count
+    for place, row in enumerate(order):
+        result[row] = order[(place + 1) % count]
+    return result
+
+
+def under(condition: str, rows: Sequence[Question], seed: int) -> list[Question]:
+    """The rows as a condition shows them."""
+    if condition == "true":
+        return list(rows)
+    if condition == "none":
+        return [replace(row, molecules=(), proteins=(), atoms=()) for row in rows]
+    if condition == "constant":
+        molecule = any(row.molecules for row in rows)
+        same = (("C",), (), (1,)) if molecule else ((), ("M",), ())
+        return [replace(row, molecules=same[0], proteins=same[1], atoms=same[2]) for row in rows]
+    others = derangement(len(rows), seed)
+    return [
+        replace(row, molecules=rows[other].molecules, proteins=rows[other].proteins, atoms=rows[other].atoms)
+        for row, other in zip(rows, others)
+    ]
+
+
+def write_questions(directory: Path, splits: dict[str, Sequence[Question]]) -> None:
+    """A question set as `align build` leaves it."""
+    if (directory / "manifest.json").exists():
+        return
+    infos = {
+        name: [asdict(info) for info in write_split(directory / name, (row.to_json() for row in rows))]
+        for name, rows in splits.items()
+    }
+    manifest.write(directory, STAGE, {"made_by": "benchmarks/structure_signal.py"}, [], {"splits": infos})
+
+
+# The language model.
+
+
+def run(words: Sequence[str | Path], log: Path) -> None:
+    """One of the project's commands; its output goes to a file, which a failure shows."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    with open(log, "w") as output:
+        command = [sys.executable, "-m", *map(str, words)]
+        result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
+
+
+def prepare(work: Path, train_rows: list[Question], test_rows: list[Question], corpus: dict[str, str]) -> None:
+    """Tokenizer and language model from the training captions; the question sets of all conditions."""
+    work.mkdir(parents=True, exist_ok=True)
+    for seed in range(10):
+        splits = {"train": train_rows, "validation": test_rows, "test": test_rows}
+        for condition in ("true", "none", "constant", "shuffled") if seed == 0 else ("shuffled",):
+            name = condition if condition != "shuffled" else f"shuffled-{seed}"
+            made = {
+                split: under(condition, rows, 100 * seed + number)
+                for number, (split, rows) in enumerate(splits.items())
+            }
+            made["validation"] = made["test"]
+            write_questions(work / "questions" / name, made)
+    if (work / "language-model").exists():
+        return
+    captions = work / "captions.jsonl"
+    captions.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in corpus.items()))
+    (work / "model.json").write_text(json.dumps(LANGUAGE_MODEL))
+    (work / "build.toml").write_text(
+        f'output = "{work}/shards"\ntokenizer = "{work}/tokenizer"\n'
+        f'[selection]\nminimum_characters = 1\n[[sources]]\nname = "captions"\nformat = "jsonl"\n'
+        f'paths = ["{captions}"]\n[sharding]\nvalidation_fraction = 0.02\n'
+    )
+    logs = work / "logs"
+    logs.mkdir(exist_ok=True)
+    run(
+        ["data_shards", "tokenizer", "--input", captions, "--vocab-size", "2000", "--output", work / "tokenizer"],
+        logs / "tokenizer",
+    )
+    run(["data_shards", "build", work / "build.toml"], logs / "build")
+    run(["parallel", "create", work / "model.json", work / "tokenizer", work / "base"], logs / "create")
+    run(["parallel", "import", work / "base", work / "base-checkpoint"], logs / "import")
+    (work / "pretrain.toml").write_text(
+        f'directory = "{work}/pretrain"\n[model]\npath = "{work}/base-checkpoint"\n'
+        f'[data]\nsequence_length = 128\n[[data.sources]]\npath = "{work}/shards"\n'
+        '[train]\nepochs = 5\nglobal_batch = 16\nmicro_batch = 16\nprecision = "fp32"\nlog_every = 20\n'
+        '[optimizer]\nlr = 2e-3\n[schedule]\nwarmup = 0.05\n[tracking]\nmode = "disabled"\n'
+    )
+    run(["pretrain", work / "pretrain.toml"], logs / "pretrain")
+    run(["parallel", "export", work / "pretrain", work / "language-model"], logs / "export")
+
+
+# Alignment.
+
+
+def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> None:
+    """One run of `align train` and `align export`, and its tests; skipped where its results are there."""
+    name = f"{arm.tune}-{condition}-{seed}"
+    results = work / "results" / f"{name}.json"
+    if results.exists():
+        return
+    proteins = work.name == "proteins"
+    questions = work / "questions" / (f"shuffled-{seed}" if condition == "shuffled" else condition)
+    adapter = '{tokens = "resampled", number = 8}' if proteins or condition == "constant" else '{tokens = "each"}'
+    molecule = f"use = {str(not proteins).lower()}\nlayers = 4\nwidth = 128\nmax_atoms = {MAX_ATOMS}\n"
+    protein = "use = false\n"
+    if proteins:
+        make_protein_encoder(work / "protein-encoder", seed)
+        protein = f'use = true\nmax_residues = {MAX_RESIDUES}\nweights = "{work}/protein-encoder-{seed}"\n'
+    config = work / f"{name}.toml"
+    config.write_text(
+        f'directory = "{work}/runs/{name}"\n[model]\nlanguage_model = "{work}/language-model"\nmax_length = 256\n'
+        f"[molecule]\n{molecule}adapter = {adapter}\n[protein]\n{protein}adapter = {adapter}\n"
+        f'[prompt]\nsystem = ""\n[tune]\nmode = "{arm.tune}"\n'
+        f'[data]\ntoken_budget = 8192\nseed = {seed}\n[[data.sources]]\npath = "{questions}"\nname = "rows"\n'
+        f'[parallel]\nstage = 0\n[train]\nepochs = {epochs}\nglobal_batch = 32\nprecision = "fp32"\nseed = {seed}\n'
+        f"samples = 0\nlog_every = 10\n[optimizer]\nlr = {arm.rate}\nweight_decay = 0.01\nbeta2 = 0.98\n"
+        '[schedule]\nwarmup = 40\nminimum = 0.05\n[tracking]\nmode = "disabled"\n'
+    )
+    logs = work / "logs"
+    run(["align", "train", config], logs / f"{name}-train")
+    run(["align", "export", work / "runs" / name, work / "models" / name], logs / f"{name}-export")
+    rows = read_rows(work / "runs" / name / "metrics.jsonl")
+    outcome: dict[str, object] = {"test_loss": [row["val/loss/rows"] for row in rows if "val/loss/rows" in row][-1]}
+    if condition in ("true", "shuffled"):  # of the second it is the null: pairs that it has never learned
+        from align.model import AlignedModel
+
+        model = AlignedModel.from_pretrained(work / "models" / name)
+        held_out = QuestionSet(work / "questions" / "true", "test")
+        tests = structure_tests(model, list(held_out), 8192, seed)
+        outcome["tests"] = [asdict(test) for test in tests]
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(outcome))
+
+
+def make_protein_encoder(place: Path, seed: int) -> None:
+    """A small ESM-2 of random weights, as a Hugging Face directory."""
+    from align.esm import create_protein_encoder
+
+    directory = place.with_name(f"{place.name}-{seed}")
+    if not directory.exists():
+        create_protein_encoder(layers=2, width=64, heads=4, seed=seed).esm.save_pretrained(directory)
+
+
+# Report.
+
+
+def report(work: Path, split: str, arm: Arm, seeds: int, train_rows: int, test_rows: int) -> str:
+    """The table of one split and arm."""
+    outcome = {
+        condition: [
+            json.loads((work / "results" / f"{arm.tune}-{condition}-{seed}.json").read_text()) for seed in range(seeds)
+        ]
+        for condition in arm.conditions
+    }
+    losses = {condition: [entry["test_loss"] for entry in entries] for condition, entries in outcome.items()}
+    spread = max(float(np.std(values, ddof=1)) if seeds > 1 else 0.0 for values in losses.values())
+    true = float(np.mean(losses["true"]))
+    lines = [
+        f"\n**{split} split, {arm.name}** ({train_rows:,} training rows, {test_rows:,} test rows, {seeds} seeds)\n",
+        "| trained on | test loss by seed | mean | above true | in seed spreads |",
+        "|---|---|---|---|---|",
+    ]
+    for condition, values in losses.items():
+        mean = float(np.mean(values))
+        shown = " / ".join(f"{value:.4f}" for value in values)
+        times = f"{(mean - true) / spread:.1f}" if spread and condition != "true" else "-"
+        above = f"{mean - true:.4f}" if condition != "true" else "-"
+        lines.append(f"| {condition} | {shown} | {mean:.4f} | {above} | {times} |")
+    lines += [
+        "",
+        "| model trained on | other structure | own is likelier, by seed | t | loss own / other |",
+        "|---|---|---|---|---|",
+    ]
+    for condition in ("true", "shuffled"):
+        for number in range(2):
+            tests = [PairedTest(**entry["tests"][number]) for entry in outcome[condition]]
+            wins = " / ".join(f"{test.wins:.1%}" for test in tests)
+            scores = " / ".join(f"{test.t:.1f}" for test in tests)
+            pair = f"{np.mean([test.own for test in tests]):.4f} / {np.mean([test.other for test in tests]):.4f}"
+            lines.append(f"| {condition} | {tests[0].name} | {wins} | {scores} | {pair} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
