@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import EsmConfig, EsmModel
-from transformers.utils import logging as transformers_logging
 from transformers.models.esm.modeling_esm import EsmRotaryEmbedding
+from transformers.utils import logging as transformers_logging
 
 from align.proteins import CLS, EOS, MASK, PAD, TOKENS
 from job.errors import InputError
