@@ -99,7 +99,7 @@ class ProteinEncoder(nn.Module):
         """The last hidden state [N, width], in the weights' type, of N ids, special positions included; N may be 0."""
         if not batch.lengths:  # other ranks may have chains: run the same modules, with a graph and zero gradients
             ids = torch.tensor([CLS, EOS], device=batch.ids.device)
-            return self(ProteinBatch(ids, (2,)))[:0]
+            return self.forward(ProteinBatch(ids, (2,)))[:0]  # not self(...): hooks would run twice
         esm: Any = self.esm
         hidden = esm.embeddings.word_embeddings(batch.ids)
         if esm.config.token_dropout:

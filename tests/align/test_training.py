@@ -11,6 +11,7 @@ import torch
 from align import assemble
 from align.config import ParallelConfig
 from align.question_order import QuestionOrder
+from align.question_shards import QuestionSet
 from tests.align.runs import BATCH, RATE, STEPS, checkpoint_tensors, final, make_config, quietly
 from tests.ranks.fork import run_ranks
 from tests.training import losses, metrics_rows
@@ -105,3 +106,20 @@ def test_full_training_follows_the_plain_loop(align_inputs, tmp_path):
     config.molecule = dataclasses.replace(config.molecule, kind="gcn", layers=5, width=300, weights=weights)
     run_ranks(2, quietly, config)
     assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain_losses(config)[0], abs=2e-4)
+
+
+@pytest.mark.parametrize("mode", ["lora", "encoders"])
+def test_every_batch_runs_the_same_modules_in_the_same_order(mode, align_inputs, tmp_path):
+    """What ZeRO-3 needs: ranks gather parameters together, whatever structures each has."""
+    model = assemble.build(make_config(tmp_path, align_inputs, 0, mode)).train()
+    chebi, yeast = (QuestionSet(path, "train") for path in (align_inputs.chebi, align_inputs.yeast))
+    calls = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda module, inputs, name=name: calls.append(name))
+    sequences = []
+    for questions in ([chebi[0], chebi[1]], [yeast[0]], [], [chebi[0], yeast[0], yeast[1]]):
+        calls.clear()
+        model(model.encoding.collate([model.encoding.example(question) for question in questions]))
+        sequences.append(list(calls))
+    assert len(sequences[0]) > 50
+    assert all(sequence == sequences[0] for sequence in sequences)
