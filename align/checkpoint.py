@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align.config import AlignConfig
-from align.engine import MOMENTS, Engine, whole, whole_shape
+from align.engine import MOMENTS, Engine, filled_by_first_rank, whole_shape
 from align.model import AlignedModel
 from job import config as configs
 from job.errors import InputError
@@ -53,10 +53,8 @@ def save(path: Path, model: AlignedModel, engine: Engine, config: AlignConfig, c
 
     def fill(directory: Path) -> None:
         ranks.together(lambda: _write_small_files(path, directory, model, config))
-        _write_gathered(path, directory / WEIGHTS, trained, _weights(engine))
-        for key in MOMENTS:
-            moments = ((name, engine.moment(parameter, key)) for name, parameter in trained.items())
-            _write_gathered(path, directory / f"{key}.safetensors", trained, moments)
+        for key, file in ((None, WEIGHTS), *((moment, f"{moment}.safetensors") for moment in MOMENTS)):
+            _write_gathered(path, directory / file, trained, _gathered(engine, key))
 
     shapes = {name: list(whole_shape(parameter)) for name, parameter in trained.items()}
     return write_directory(
@@ -80,7 +78,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     with safe_open(path / WEIGHTS, framework="pt") as file:
         for name, parameter in _trained(model).items():
             partitioned = hasattr(parameter, "ds_id")
-            with whole(parameter, change=True), torch.no_grad():
+            with filled_by_first_rank(parameter), torch.no_grad():
                 if not partitioned or dist.get_rank() == 0:
                     parameter.copy_(file.get_tensor(name))
     buffers = dict(model.named_buffers())
@@ -119,10 +117,9 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _weights(engine: Engine) -> Iterator[tuple[str, Tensor | None]]:
+def _gathered(engine: Engine, key: str | None) -> Iterator[tuple[str, Tensor | None]]:
     for name, parameter in engine.trained.items():
-        with whole(parameter):
-            yield name, parameter.detach().cpu() if dist.get_rank() == 0 else None
+        yield name, engine.gather(parameter, key)
 
 
 def _write_small_files(path: Path, directory: Path, model: AlignedModel, config: AlignConfig) -> None:

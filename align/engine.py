@@ -14,6 +14,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from align.config import AlignConfig
+from job.files import read_json
 from job.training import AdamWConfig
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -73,6 +75,16 @@ def shutdown() -> None:
 def settings(config: AlignConfig) -> dict[str, Any]:
     """The configuration that DeepSpeed is given."""
     zero: dict[str, Any] = {"stage": config.parallel.stage}
+    if config.parallel.stage == 3:
+        # DeepSpeed's own sizes fit models of 10 B; these grow with the model, the first three as transformers' "auto".
+        square = int(read_json(Path(config.model.language_model) / "config.json")["hidden_size"]) ** 2
+        zero |= {
+            "reduce_bucket_size": square,
+            "stage3_prefetch_bucket_size": int(0.9 * square),
+            "stage3_param_persistence_threshold": int(10 * square**0.5),
+            "stage3_max_live_parameters": 50 * square,  # about four layers
+            "stage3_max_reuse_distance": 50 * square,
+        }
     if config.parallel.offload != "none":
         host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         zero["offload_optimizer"] = host
@@ -170,16 +182,17 @@ class Engine:
             return norm
         return float("nan") if self._zero.overflow else float(self._zero._global_grad_norm)
 
-    def moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
-        """A whole state of the optimizer, float32 on the CPU on rank 0, None elsewhere; collective.
+    def gather(self, parameter: nn.Parameter, key: str | None = None) -> Tensor | None:
+        """A whole parameter, or a moment of it, float32 on the CPU on rank 0, None elsewhere; collective.
 
-        Zeros before the first step. Bits are gathered, not numbers, so that nothing is rounded.
+        Moments are zeros before the first step. Bits are gathered, not numbers, so that nothing is rounded; and from
+        where the optimizer keeps them: at stage 3 the model's own parameters may be on their way to the next step.
         """
         bits = torch.zeros(_count(parameter), dtype=torch.int32, device=_device(parameter))
         for piece in self._pieces(parameter):
-            state = self._adamw.state.get(piece.flat, {})
-            if key in state:
-                part = state[key].view(-1).narrow(0, piece.offset, piece.count)
+            values = piece.flat.detach() if key is None else self._adamw.state.get(piece.flat, {}).get(key)
+            if values is not None:
+                part = values.view(-1).narrow(0, piece.offset, piece.count)
                 bits.narrow(0, piece.start, piece.count).copy_(part.view(torch.int32))
         if self.stage > 0:
             dist.reduce(bits, 0)
@@ -236,13 +249,9 @@ def _adamw(parameters: list[nn.Parameter], config: AdamWConfig) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.epsilon)
 
 
-def whole(parameter: nn.Parameter, change: bool = False) -> contextlib.AbstractContextManager[Any]:
-    """A context in which a parameter, if it is partitioned, is whole on every rank; collective.
-
-    With `change`, what rank 0 writes into it there is what all ranks have after it.
-    """
-    partitioned = hasattr(parameter, "ds_id")
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if change else None, enabled=partitioned)
+def filled_by_first_rank(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    """A context in which a partitioned parameter is whole; what rank 0 writes there, all share after it; collective."""
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id"))
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
