@@ -30,7 +30,9 @@ def build(config: AlignConfig) -> AlignedModel:
     molecule_encoder, protein_encoder = None, None
     if settings.molecule is not None:
         given = settings.molecule
-        molecule_encoder = MoleculeEncoder(given.kind, given.layers, given.width, given.dropout)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)  # the same on all ranks, and for whoever exports a frozen one
+            molecule_encoder = MoleculeEncoder(given.kind, given.layers, given.width, given.dropout)
         if config.molecule.weights:
             load_molecule_weights(molecule_encoder, Path(config.molecule.weights))
     if settings.protein is not None and config.protein.weights:

@@ -15,8 +15,8 @@ from job.errors import InputError
 if TYPE_CHECKING:
     from align.model import AlignedModel
 
-COMMANDS = """  /molecule SMILES|FILE    the next question is about this molecule
-  /protein SEQUENCE|FILE   the next question is about this protein
+COMMANDS = """  /molecule SMILES|FILE    the next question is about this molecule, or several with blanks between
+  /protein SEQUENCE|FILE   likewise
   /clear                   forget the conversation and its structures
   /help                    show this
   /quit                    leave (or Ctrl-D)"""
@@ -67,9 +67,9 @@ class Conversation:
         if command in ("/molecule", "/protein") and not argument:
             raise InputError(f"{command} needs a structure or a file")
         if command == "/molecule":
-            self.molecules += read_structures([argument], [])[0]
+            self.molecules = read_structures(argument.split(), [])[0]
         elif command == "/protein":
-            self.proteins += read_structures([], [argument])[1]
+            self.proteins = read_structures([], argument.split())[1]
         elif command == "/clear":
             self.molecules, self.proteins, self.turns = (), (), []
         elif command == "/help":

@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"--order {options.order} is before the first question, 0")
         order = QuestionOrder([_Source("this", options.directory)], options.seed)
         numbers = [order.place(n)[1] for n in range(options.order, options.order + options.count)]
+        questions = QuestionSet(options.directory, "train")
     elif options.id is not None:
         numbers = [find(questions, options.id)]
     elif options.index is not None:

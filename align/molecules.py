@@ -16,17 +16,18 @@ Salts and mixtures are one graph of several fragments; a single atom is a graph 
 
 from __future__ import annotations
 
-import gzip
+import io
 import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 from rdkit import Chem, rdBase
 
+from data_shards.readers.streams import read_whole
 from job.errors import InputError
 
 MAX_ATOMS = 256
@@ -133,13 +134,8 @@ def read_molecules(text_or_path: str) -> list[str]:
         parse(text_or_path)
         return [text_or_path.strip()]
     path = Path(text_or_path.strip())
-    try:
-        with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as handle:
-            read = _read_sdf if name.endswith(_SDF_SUFFIXES) else _read_smiles
-            molecules = list(read(path, cast(BinaryIO, handle)))
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read: {reason}; give a readable file of molecules") from error
+    read = _read_sdf if name.endswith(_SDF_SUFFIXES) else _read_smiles
+    molecules = list(read(path, io.BytesIO(read_whole(path))))
     if not molecules:
         raise InputError(f"{path} has no molecules in it")
     return molecules

@@ -13,12 +13,12 @@ of the released BioMedGPT truncates. ESM-2 was trained on at most 1,022 residues
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from data_shards.readers.streams import read_whole
 from job.errors import InputError
 
 MAX_RESIDUES = 1022
@@ -94,12 +94,10 @@ def read_proteins(text_or_path: str) -> list[str]:
         return [_cleaned("the FASTA text", *record) for record in _fasta(text.splitlines())]
     path = Path(text)
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if text.lower().endswith(".gz") else raw).decode()
-        chains = [_cleaned(str(path), *record) for record in _fasta(text.splitlines())]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read: {reason}; give a FASTA file") from error
+        lines = read_whole(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}; give a FASTA file") from error
+    chains = [_cleaned(str(path), *record) for record in _fasta(lines)]
     if not chains:
         raise InputError(f"{path} has no sequences in it; a FASTA file has lines that begin with '>'")
     return chains

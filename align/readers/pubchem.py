@@ -8,6 +8,7 @@ A compound may have several descriptions: each is a question of its own.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -33,9 +34,11 @@ _NAME = ("title", "name", "cmpdname", "compound_name", "iupacname", "iupac_name"
 
 THIS_MOLECULE = "This molecule"
 _SUBJECT = re.compile(
-    r"(?:(?:The|An?) )?(?!(?:It|This|These|They|In|At) )(?P<name>[^\s;]*[^\s;:.](?: [^\s;]*[^\s;:.]){0,7}?) "
+    r"(?:(?:The|An?) )?(?!(?:It|This|These|They|In|At) )(?P<name>[^\s;]*[^\s;:.](?: [^\s;]*[^\s;:.]){0,7}?)"
+    r"(?:,? also (?:known|called|named|referred to)(?: as)? (?P<aliases>[^;]{2,160}?),)? "
     r"(?=(?:is|are|was|were|has|have|appears?|belongs?|acts?|occurs?|can|may|derives?|contains?)\b)"
 )
+_OR = re.compile(r",? or |, ")  # a comma inside a systematic name has no blank after it
 _GENERIC = re.compile(r"(?:this|the|it|these|a|an)\b(?: (?:molecule|compound|drug|substance|chemical))?", re.I)
 
 
@@ -91,15 +94,16 @@ def _row(compound: _Compound, smiles: str, names: tuple[str, ...], replace_names
 def hide_name(text: str, names: Sequence[str] = ()) -> str:
     """The description with the compound's own name replaced by "This molecule", so that it cannot be copied.
 
-    Its name is each of `names`, and the subject of the first sentence ("Aspirin is a ..."; at most eight words before
-    a verb), unless that is generic ("The molecule is ..."). Later occurrences become "this molecule". Names inside
-    longer words stay, as do names of fewer than three letters but for the subject.
+    Its name is each of `names`, and the subject of the first sentence ("Aspirin is a ...", "Aspirin, also known as ASA
+    or acetosal, is ..."; at most eight words), unless that is generic ("The molecule is ..."). Later occurrences become
+    "this molecule". Names inside longer words stay, as do names of fewer than three letters but for the subject.
     """
+    text = html.unescape(text)
     subject = _SUBJECT.match(text)
     if subject and not _GENERIC.fullmatch(text[: subject.end()].strip()):
         own = subject["name"]
         text = f"{THIS_MOLECULE} {text[subject.end() :]}"
-        names = [*names, own]
+        names = [*names, own.rstrip(","), *_OR.split(subject["aliases"] or "")]
     for name in sorted({name.strip() for name in names}, key=len, reverse=True):
         if len(name) > 2 and not _GENERIC.fullmatch(name):
             pattern = rf"(?<![\w-])(?:(?:the|an?) )?{re.escape(name)}(?![\w-])"

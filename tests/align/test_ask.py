@@ -87,7 +87,7 @@ def test_beams_and_sampling(directory, capsys, real_data):
     [
         (["--molecule", "C1CC", QUESTION], "not a molecule"),
         (["--protein", "MK1", QUESTION], "no amino acid"),
-        (["--molecule", "none.sdf", QUESTION], "none.sdf cannot be read"),
+        (["--molecule", "none.sdf", QUESTION], "none.sdf: No such file"),
         (["--device", "abacus", QUESTION], "--device abacus"),
         (["--beams", "0", QUESTION], "--beams must be at least 1"),
         (["--top-p", "2", QUESTION], "--top-p"),

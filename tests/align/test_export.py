@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from align.config import MoleculeConfig
 from align.export import export, main
 from align.model import AlignedModel
 from align.question_shards import QuestionSet
@@ -51,6 +52,21 @@ def test_exported_model_has_the_losses_of_the_run(stage, world, mode, runs, alig
     assert saved and all(torch.equal(value, weights[name]) for name, value in saved.items())
     card = (tmp_path / "model" / "README.md").read_text()
     assert "chebi | 60" in card and "yeast | 30" in card
+
+
+def test_frozen_encoder_of_random_weights_is_the_runs_own(align_inputs, tmp_path):
+    molecule = MoleculeConfig(layers=2, width=32)  # no weights: drawn from train.seed
+    config = make_config(tmp_path / "run", align_inputs, 2, steps=1, molecule=molecule, validate_questions=0)
+    run_ranks(1, quietly, config)
+    torch.manual_seed(99)  # another state than training began with
+    export(tmp_path / "run", tmp_path / "model")
+    model = AlignedModel.from_pretrained(tmp_path / "model")
+    questions = list(QuestionSet(align_inputs.chebi, "validation"))
+    batch = model.encoding.collate([model.encoding.example(question) for question in questions])
+    with torch.no_grad():
+        loss = model(batch).item() / batch.answer_tokens
+    last = [row for row in metrics_rows(tmp_path / "run") if "val/loss/chebi" in row][-1]
+    assert loss == pytest.approx(last["val/loss/chebi"], abs=1e-4)
 
 
 def rewrite(path, name, tensors):

@@ -186,6 +186,6 @@ def test_damaged_files_name_the_place(tmp_path, capfd):
     with pytest.raises(InputError, match="No such file"):
         read_molecules(str(tmp_path / "none.sdf"))
     (tmp_path / "not.smi.gz").write_text("CCO")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         read_molecules(str(tmp_path / "not.smi.gz"))
     assert capfd.readouterr() == ("", "")

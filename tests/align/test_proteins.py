@@ -104,7 +104,7 @@ def test_damaged_fasta_names_the_place(tmp_path):
     with pytest.raises(InputError, match="no sequences"):
         read_proteins(str(tmp_path / "empty.fasta"))
     (tmp_path / "cut.fa.gz").write_bytes(gzip.compress(b">one\nMKTV" * 100)[:20])
-    for name, message in (("cut.fa.gz", "cannot be read"), ("none.fasta", "No such file")):
+    for name, message in (("cut.fa.gz", "is damaged"), ("none.fasta", "No such file")):
         with pytest.raises(InputError, match=message):
             read_proteins(str(tmp_path / name))
     (tmp_path / "utf16.fasta").write_bytes(">one\nMKTV".encode("utf-16"))
