@@ -7,8 +7,9 @@ BLEU-4 by several points. So a vocabulary is recognised by its pieces, never by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Tokenizer, normalizers, pre_tokenizers
@@ -43,23 +44,26 @@ class WordPieces:
     """A known vocabulary's name, or else the file's (or the folder's) own."""
     sha256: str | None
     """Of the file that was read; None without one."""
-    _tokenizer: Tokenizer | BertWordPieceTokenizer | None
+    _cut: Callable[[list[str]], list[list[str]]]
+    """All pieces of each of some texts."""
+    _by_words: bool
+    """Whether pieces never depend on what is beyond a blank, as is so for BERT's: words are then cut only once."""
+    _known: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
 
     def encode(self, texts: Sequence[str]) -> list[list[str]]:
         """The first 512 pieces of each text, without `[PAD]`, `[CLS]` and `[SEP]`."""
-        if self._tokenizer is None:
-            return [_basic_words(text)[:MOST_PIECES] for text in texts]
-        names = {number: piece for piece, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
-        dropped = {number for number, piece in names.items() if piece in _DROPPED}
-        rows = []
+        rows: list[list[str]] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             batch = list(texts[start : start + _TEXTS_AT_ONCE])
-            for encoding in self._tokenizer.encode_batch(batch, add_special_tokens=False):
-                numbers = encoding.ids[:MOST_PIECES]
-                if not dropped.isdisjoint(numbers):
-                    numbers = [number for number in numbers if number not in dropped]
-                rows.append([names[number] for number in numbers])
-        return rows
+            rows += self._cut_by_words(batch) if self._by_words else self._cut(batch)
+        rows = [row[:MOST_PIECES] for row in rows]
+        return [row if _DROPPED.isdisjoint(row) else [piece for piece in row if piece not in _DROPPED] for row in rows]
+
+    def _cut_by_words(self, texts: list[str]) -> list[list[str]]:
+        words = [text.split(" ") for text in texts]
+        new = list({word for row in words for word in row} - self._known.keys())
+        self._known.update(zip(new, self._cut(new)))
+        return [list(chain.from_iterable(map(self._known.__getitem__, row))) for row in words]
 
 
 def read_tokenizer(path: Path | None) -> WordPieces:
@@ -68,7 +72,7 @@ def read_tokenizer(path: Path | None) -> WordPieces:
     None gives `BASIC_WORDS`, which needs no file. Raises `InputError` where there is nothing to read.
     """
     if path is None:
-        return WordPieces(BASIC_WORDS, None, None)
+        return WordPieces(BASIC_WORDS, None, _basic_words, _by_words=True)
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in ("vocab.txt", "tokenizer.json") if (path / name).is_file()]
@@ -88,7 +92,7 @@ def _read_file(file: Path, name: str) -> WordPieces:
             raise InputError(f"{file} is not a tokenizer.json that `tokenizers` reads: {error}") from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        return WordPieces(name, sha256_file(file), tokenizer)
+        return WordPieces(name, sha256_file(file), _cutter(tokenizer), _by_words=False)
     try:
         pieces = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError:
@@ -99,8 +103,15 @@ def _read_file(file: Path, name: str) -> WordPieces:
         raise InputError(f"{file} is not a BERT vocabulary (one piece per line): it has no {' and no '.join(missing)}")
     for piece in _DROPPED - vocabulary.keys():  # some copies lack [PAD], which is dropped from a text all the same
         vocabulary[piece] = len(vocabulary)
-    tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
-    return WordPieces(_KNOWN.get(_digest(pieces), name), sha256_file(file), tokenizer)
+    cut = _cutter(BertWordPieceTokenizer(vocabulary, lowercase=True))
+    return WordPieces(_KNOWN.get(_digest(pieces), name), sha256_file(file), cut, _by_words=True)
+
+
+def _cutter(tokenizer: Tokenizer | BertWordPieceTokenizer) -> Callable[[list[str]], list[list[str]]]:
+    def cut(texts: list[str]) -> list[list[str]]:
+        return [encoding.tokens for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    return cut
 
 
 def _digest(pieces: list[str]) -> str:
@@ -113,5 +124,5 @@ _NORMALIZER = normalizers.BertNormalizer(lowercase=True)
 _PRE_TOKENIZER = pre_tokenizers.BertPreTokenizer()
 
 
-def _basic_words(text: str) -> list[str]:
-    return [word for word, _ in _PRE_TOKENIZER.pre_tokenize_str(_NORMALIZER.normalize_str(text))]
+def _basic_words(texts: list[str]) -> list[list[str]]:
+    return [[word for word, _ in _PRE_TOKENIZER.pre_tokenize_str(_NORMALIZER.normalize_str(text))] for text in texts]

@@ -104,12 +104,19 @@ def test_pieces_are_those_of_transformers(name, captions, real_data, tmp_path):
     file = vocabulary(real_data, name)
     shutil.copyfile(file, tmp_path / "vocab.txt")
     peer = BertTokenizerFast.from_pretrained(str(tmp_path), do_lower_case=True)
-    texts = [*captions[0][:300], "", "[CLS] Straße [SEP] naïve 酸 \u2028 [PAD]", "acid " * 600]
+    corners = [
+        "",
+        " ",
+        "[CLS] Straße[SEP]  naïve 酸x酸 \u2028 [PAD]",
+        "acid " * 600,
+        "a\tb\u00a0c\u0301 \u0301d ΣΣ ς \ufffd\x00 e\n",
+    ]
+    texts = [*captions[0][:1000], *corners, "x" * 101, "Ａ１ [mask] [MASK] ##ing \u200b."]
     expected = [peer.tokenize(text)[:512] for text in texts]
     expected = [[piece for piece in row if piece not in ("[PAD]", "[CLS]", "[SEP]")] for row in expected]
     found = read_tokenizer(file).encode(texts)
     assert found == expected
-    assert len(found[-1]) == 512
+    assert max(map(len, found)) == 512
 
 
 @pytest.mark.real
