@@ -12,6 +12,7 @@ from align.esm import load_protein_encoder
 from align.gnn import MoleculeEncoder, load_molecule_weights
 from align.language_model import load_language_model, load_tokenizer, model_checksum
 from align.model import AlignedModel
+from job.errors import InputError
 from job.files import sha256_file
 
 
@@ -38,6 +39,9 @@ def build(config: AlignConfig) -> AlignedModel:
     if settings.protein is not None and config.protein.weights:
         dtype = torch.float32 if config.trains_encoders else computed
         protein_encoder = load_protein_encoder(Path(config.protein.weights), dtype)
+    _check_finite(language_model, str(place))
+    if protein_encoder is not None:
+        _check_finite(protein_encoder, str(config.protein.weights))
     model = AlignedModel(
         language_model,
         load_tokenizer(place),
@@ -51,6 +55,14 @@ def build(config: AlignConfig) -> AlignedModel:
     model.compute_dtype = computed
     model.tune(config.tune.mode, config.tune.lora)
     return model
+
+
+def _check_finite(module: torch.nn.Module, where: str) -> None:
+    """Raise `InputError` for weights that are not: noticed at the first step only, they would be blamed on its data."""
+    for name, parameter in module.named_parameters():
+        held = getattr(parameter, "ds_tensor", parameter)  # this rank's partition, where there is one
+        if not torch.isfinite(held).all():
+            raise InputError(f"{where} is damaged: {name} has values that are not finite; restore it")
 
 
 def frozen_checksums(config: AlignConfig) -> dict[str, str]:

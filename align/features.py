@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +38,7 @@ from parallel import ranks
 
 NAME = "cache.json"
 FORMAT_VERSION = 1
-INDEX_DTYPE = np.dtype([("key", "S32"), ("start", "<i8"), ("length", "<i4")])
+INDEX_DTYPE = np.dtype([("key", "S32"), ("start", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
 """Per structure, sorted by key: hash of its text (hex), its first row, and its number of rows."""
 
 PART_BYTES = 2**30  # what a kill can cost, and what one file holds
@@ -108,14 +109,18 @@ class FeatureCache:
         """Features [positions, width] of a SMILES or sequence as a data set spells it: a read-only view of the map.
 
         float32, or uint16 with the bits of bfloat16 (`torch.from_numpy(...).view(torch.bfloat16)`). Raises `InputError`
-        where the cache has no such structure, or where a part's file was cut short.
+        where the cache has no such structure, or where its bytes are not those written.
         """
         row = self._find(structure)
         if row is None:
             shown = structure if len(structure) <= 80 else f"{structure[:80]}..."
             raise InputError(f"{self.directory} lacks the features of {shown!r}; build it with all data sets in use")
         start, length = int(self._index["start"][row]), int(self._index["length"][row])
-        return self._features(int(self._owners[row]))[start : start + length]
+        features = self._features(int(self._owners[row]))[start : start + length]
+        if zlib.crc32(features) != self._index["crc32"][row]:  # type: ignore[arg-type]
+            part = self._parts[int(self._owners[row])]
+            raise InputError(f"{self.directory / part}* is damaged; remove these files, to have them made again")
+        return features
 
     def verify(self) -> None:
         """Read everything; raises `InputError` that names the first part whose bytes are not those written."""
@@ -270,8 +275,16 @@ def _write_part(
     with atomic_file(directory / f"{name}{_FEATURES}") as handle:
         writer = HashingWriter(handle)
         np.lib.format.write_array_header_1_0(cast(Any, writer), layout)
+        sums = []
         for batch in _groups(structures, counts, _BATCH_POSITIONS):
-            writer.write(_as_array(_encode(encoder, batch, limit)).tobytes())
+            features = _encode(encoder, batch, limit)
+            if not torch.isfinite(features).all():
+                raise InputError(f"the {header['kind']} encoder gives values that are not finite; restore its weights")
+            values = _as_array(features)
+            writer.write(values.tobytes())
+            ends = np.cumsum([counts[structure] for structure in batch])[:-1]
+            sums += [zlib.crc32(part.tobytes()) for part in np.split(values, ends)]
+    index["crc32"] = sums
     write_json(directory / f"{name}.json", {"format_version": FORMAT_VERSION, "sha256": writer.hexdigest()})
     with atomic_file(directory / f"{name}{_INDEX}") as handle:
         np.save(handle, np.sort(index, order="key"))

@@ -183,14 +183,18 @@ class Trainer:
     def _take_batches(self) -> RankBatches:
         last = self.progress.step + 1 == self.steps
         prepared = ranks.together(lambda: self._batches.take(self.progress.step, last))
+        self._tell_skipped(prepared)
+        return prepared
+
+    def _tell_skipped(self, prepared: RankBatches) -> None:
+        """Name each question that cannot be put to this model, once."""
         for question, error in prepared.skipped:
             if question.id not in self._skipped:
                 log.warning("skipped question %s: %s", question.id, str(error)[:200])
             self._skipped.add(question.id)
-        return prepared
 
     def validate(self) -> dict[str, float]:
-        """Validation loss (nats per answer token) and perplexity of every source."""
+        """Validation loss (nats per answer token) and perplexity of every source that this model can be asked about."""
         values: dict[str, float] = {}
         for name, questions in self.validation.items():
             total = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -199,6 +203,9 @@ class Trainer:
                     total[0] += self.engine.loss(batch.to(self.device))
                     total[1] += batch.answer_tokens
             dist.all_reduce(total)
+            if not total[1]:
+                log.warning("no validation question of %s can be put to this model: it has no validation loss", name)
+                continue
             loss = (total[0] / total[1]).item()
             values |= {f"val/loss/{name}": loss, f"val/perplexity/{name}": math.exp(min(loss, 700.0))}
         return values
@@ -209,7 +216,9 @@ class Trainer:
         budget = self.config.data.token_budget
         for first in range(0, wanted, _VALIDATION_BLOCK):
             chosen = [questions[number] for number in range(first, min(first + _VALIDATION_BLOCK, wanted))]
-            yield from ranks.together(_packing(chosen, self.model.encoding, budget, self.rank, self.world)).batches
+            prepared = ranks.together(_packing(chosen, self.model.encoding, budget, self.rank, self.world))
+            self._tell_skipped(prepared)
+            yield from prepared.batches
         self.model.train()
 
     def answers(self) -> list[dict[str, Any]]:

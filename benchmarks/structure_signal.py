@@ -37,9 +37,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from align.controls import PairedTest, structure_tests  # noqa: E402
+from align.controls import PairedTest  # noqa: E402
 from align.molecules import MoleculeError, featurise  # noqa: E402
-from align.question_shards import STAGE, QuestionSet, write_split  # noqa: E402
+from align.question_shards import STAGE, write_split  # noqa: E402
 from align.questions import MOLECULE_QUESTION, Question  # noqa: E402
 from align.splits import SplitSettings, assign, groups  # noqa: E402
 from job import manifest  # noqa: E402
@@ -105,8 +105,11 @@ def main() -> None:
             for seed in range(options.seeds)
             for condition in ARMS[arm].conditions
         ]
-        with ThreadPoolExecutor(options.processes) as pool:
+        pool = ThreadPoolExecutor(options.processes)
+        try:
             list(pool.map(lambda job: train(*job), jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)
         for arm in options.arms:
             print(report(work, split, ARMS[arm], options.seeds, len(rows[0]), len(rows[1])), flush=True)
 
@@ -274,12 +277,13 @@ def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> Non
         return
     proteins = work.name == "proteins"
     questions = work / "questions" / (f"shuffled-{seed}" if condition == "shuffled" else condition)
-    adapter = '{tokens = "resampled", number = 8}' if proteins or condition == "constant" else '{tokens = "each"}'
+    adapter = '{tokens = "resampled", number = 8}' if condition == "constant" else '{tokens = "each"}'
     molecule = f"use = {str(not proteins).lower()}\nlayers = 4\nwidth = 128\nmax_atoms = {MAX_ATOMS}\n"
     protein = "use = false\n"
     if proteins:
         make_protein_encoder(work / "protein-encoder", seed)
         protein = f'use = true\nmax_residues = {MAX_RESIDUES}\nweights = "{work}/protein-encoder-{seed}"\n'
+        adapter = '{tokens = "pooled"}'
     config = work / f"{name}.toml"
     config.write_text(
         f'directory = "{work}/runs/{name}"\n[model]\nlanguage_model = "{work}/language-model"\nmax_length = 256\n'
@@ -296,12 +300,12 @@ def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> Non
     rows = read_rows(work / "runs" / name / "metrics.jsonl")
     outcome: dict[str, object] = {"test_loss": [row["val/loss/rows"] for row in rows if "val/loss/rows" in row][-1]}
     if condition in ("true", "shuffled"):  # of the second it is the null: pairs that it has never learned
-        from align.model import AlignedModel
-
-        model = AlignedModel.from_pretrained(work / "models" / name)
-        held_out = QuestionSet(work / "questions" / "true", "test")
-        tests = structure_tests(model, list(held_out), 8192, seed)
-        outcome["tests"] = [asdict(test) for test in tests]
+        model, held_out = work / "models" / name, work / "questions" / "true"
+        run(
+            ["align", "controls", model, held_out, *f"--limit 0 --json --seed {seed}".split()],
+            logs / f"{name}-controls",
+        )
+        outcome["tests"] = json.loads((logs / f"{name}-controls").read_text().splitlines()[-1])["tests"]
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(outcome))
 

@@ -134,6 +134,7 @@ def _log_validation(trainer: Trainer, tracker: Tracker | None, log: logging.Logg
         pairs = [
             f"{source} loss {values[f'val/loss/{source}']:.4f} perplexity {values[f'val/perplexity/{source}']:.2f}"
             for source in trainer.validation
+            if f"val/loss/{source}" in values
         ]
         log.info(f"validation at step {trainer.progress.step:,} | " + " | ".join(pairs))
 

@@ -47,10 +47,11 @@ def explain_lost_contact(timeout_seconds: float) -> Iterator[None]:
         if not is_lost_contact(error):
             raise
         reason = re.sub(r"^\[[^]]*\]\s*", "", str(error).strip().splitlines()[0])  # without gloo's source file and line
+        reason = reason.split(". ")[0]  # nor its advice
         if "imed out" in reason or "imeout" in reason:
             what = f"waited {timeout_seconds:g} s (parallel.timeout_seconds) for another rank, which hangs"
         else:
-            what = "lost another rank, which has ended; its own message says why"
+            what = "lost another rank, which has ended; its own message says why, unless it was killed"
         raise InputError(f"{what} ({reason}). Start the same command again to continue") from error
 
 

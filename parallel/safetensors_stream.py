@@ -117,7 +117,9 @@ class SafetensorsReader:
                     self.tensors[name] = TensorInfo(name, DTYPES[tensor.get_dtype()], tuple(tensor.get_shape()))
             with open(path, "rb") as handle:  # the library has checked the header, but does not tell where tensors lie
                 header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-            self._starts |= {name: entry["data_offsets"][0] for name, entry in header.items() if "data_offsets" in entry}
+            self._starts |= {
+                name: entry["data_offsets"][0] for name, entry in header.items() if "data_offsets" in entry
+            }
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} is not a whole safetensors file ({error}); copy it again") from None
 

@@ -1,6 +1,6 @@
 """The demo's protein encoder: ESM-2's architecture, tiny and of random weights (the 10B reads Meta's ESM-2 3B).
 
-    python configs/demo/protein_encoder.py OUT_DIR
+python configs/demo/protein_encoder.py OUT_DIR
 """
 
 import sys

@@ -31,7 +31,23 @@ CORES = {
     "C=CC({a})C{b}": "open-chain",
     "CCCCC({a})C{b}": "open-chain",
 }
-SUBSTITUENTS = "C(=O)O C(=O)OC C(=O)N C#N C=O C(C)=O O N OC F Cl Br C CC C(F)(F)F".split()
+SUBSTITUENTS = [
+    "C(=O)O",
+    "C(=O)OC",
+    "C(=O)N",
+    "C#N",
+    "C=O",
+    "C(C)=O",
+    "O",
+    "N",
+    "OC",
+    "F",
+    "Cl",
+    "Br",
+    "C",
+    "CC",
+    "C(F)(F)F",
+]
 # The first pattern that matches names the molecule, as in the priority order of chemical nomenclature.
 CLASSES = [
     ("carboxylic acid", "[CX3](=O)[OX2H1]"),
@@ -47,7 +63,25 @@ CLASSES = [
     ("hydrocarbon", "*"),
 ]
 HALOGENS = {9: "fluorine", 17: "chlorine", 35: "bromine"}
-NUMBERS = "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+NUMBERS = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+]
 
 HELIX, SOLUBLE = "LLVIAFGLLIVLAVLIGFWA", "AEKDSTGQNRPEKDLVSHY"
 

@@ -221,7 +221,14 @@ def test_damage_is_named(molecules, tmp_path):
     with pytest.raises(InputError, match=r"features\.npy"):
         FeatureCache(tmp_path).lookup(molecules[0])
     path.write_bytes(content[:-4] + b"\0\1\2\3")
-    FeatureCache(tmp_path).lookup(molecules[0])
+    damaged = FeatureCache(tmp_path)
+    failed = []
+    for smiles in molecules[:20]:
+        try:
+            damaged.lookup(smiles)
+        except InputError as error:
+            failed.append(str(error))
+    assert len(failed) == 1 and "is damaged; remove these files" in failed[0]
     with pytest.raises(InputError, match=r"features\.npy is damaged"):
         FeatureCache(tmp_path).verify()
     path.write_bytes(content)

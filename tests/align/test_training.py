@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from align import assemble
-from align.config import ParallelConfig
+from align.config import DataConfig, ParallelConfig, SourceConfig
 from align.question_order import QuestionOrder
 from align.question_shards import QuestionSet
+from tests.align.question_sets import write_set
 from tests.align.runs import BATCH, RATE, STEPS, checkpoint_tensors, final, make_config, quietly
 from tests.ranks.fork import run_ranks
 from tests.training import losses, metrics_rows
@@ -123,3 +124,17 @@ def test_every_batch_runs_the_same_modules_in_the_same_order(mode, align_inputs,
         sequences.append(list(calls))
     assert len(sequences[0]) > 50
     assert all(sequence == sequences[0] for sequence in sequences)
+
+
+def test_validation_questions_that_cannot_be_asked_are_named(align_inputs, tmp_path):
+    chebi = list(QuestionSet(align_inputs.chebi, "train"))[:4]
+    too_long = [dataclasses.replace(question, question="word " * 600) for question in chebi]
+    data = DataConfig(
+        [SourceConfig(align_inputs.chebi), SourceConfig(str(write_set(tmp_path / "long", chebi, too_long)))]
+    )
+    run_ranks(1, quietly, make_config(tmp_path / "run", align_inputs, steps=1, data=data))
+    row = next(row for row in metrics_rows(tmp_path / "run") if "val/loss/chebi" in row)
+    assert "val/loss/long" not in row
+    log = (tmp_path / "run" / "logs" / "attempt-1" / "rank-00000.log").read_text()
+    assert "no validation question of long can be put to this model" in log
+    assert all(f"skipped question {question.id}" in log for question in too_long[:3])
