@@ -155,6 +155,14 @@ def compare_with_libraries(predictions, references, tokenize, meteor):
     assert found != without_synonyms  # synonyms do matter in these texts
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("reference", ["auto x automobile y", "automobile x auto y", "x auto y automobile"])
+def test_the_last_of_several_synonyms_is_taken(reference, meteor):
+    pair = ["car", "y"], reference.split()
+    [found] = meteor.scores([pair[0]], [pair[1]])
+    assert found == meteor_score([pair[1]], pair[0], wordnet=meteor.wordnet.reader)
+
+
 class NoSynonyms:
     """A WordNet that knows no word."""
 
