@@ -156,9 +156,9 @@ def compare_with_libraries(predictions, references, tokenize, meteor):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("reference", ["auto x automobile y", "automobile x auto y", "x auto y automobile"])
+@pytest.mark.parametrize("reference", ["track x trail y", "trail x track y", "x track y trail"])
 def test_the_last_of_several_synonyms_is_taken(reference, meteor):
-    pair = ["car", "y"], reference.split()
+    pair = ["dog", "y"], reference.split()  # words that are their own stems
     [found] = meteor.scores([pair[0]], [pair[1]])
     assert found == meteor_score([pair[1]], pair[0], wordnet=meteor.wordnet.reader)
 
