@@ -203,6 +203,7 @@ def _build(
     summary = {
         "read": counts["read"],
         "duplicates": counts["duplicates"],
+        "substituted": counts["substituted"],
         "rejected": dict(sorted(Counter(reject.reason for reject in rejects).items())),
         "groups": len(set(group_of)),
         "questions": {name: len(sides[name]) for name in SPLITS},
@@ -271,14 +272,14 @@ def _checked(
     seen: set[str],
 ) -> Iterator[_Question]:
     """Questions that can be asked: structures valid, texts there, each id and each content once; atoms are counted."""
-    atoms = _atom_counter(max_atoms)
+    graph = _measurer(max_atoms)
     for file, (question, position) in rows:
         counts["read"] += 1
         if not question.question.strip() or not question.answer.strip():
             on_reject(Reject(file, position, "empty text", "no question" if question.answer.strip() else "no answer"))
             continue
         try:
-            nodes = tuple(atoms(smiles) for smiles in question.molecules)
+            graphs = [graph(smiles) for smiles in question.molecules]
             for sequence in question.proteins:
                 clean(sequence)
         except (MoleculeError, ProteinError) as error:
@@ -289,17 +290,20 @@ def _checked(
             counts["duplicates"] += 1
             continue
         seen |= {question.id, content}
+        counts["substituted"] += any(substituted for _, substituted in graphs)
+        nodes = tuple(atoms for atoms, _ in graphs)
         yield _Question(dataclasses.replace(question, atoms=nodes), file, position)
 
 
-def _atom_counter(max_atoms: int) -> Callable[[str], int]:
-    """Nodes of a molecule's graph; neighbouring rows often share the molecule."""
+def _measurer(max_atoms: int) -> Callable[[str], tuple[int, int]]:
+    """Nodes of a molecule's graph, and what is `substituted` in it; neighbouring rows often share the molecule."""
 
     @functools.lru_cache(maxsize=1024)
-    def count(smiles: str) -> int:
-        return len(featurise(smiles, max_atoms).atoms)
+    def measure(smiles: str) -> tuple[int, int]:
+        graph = featurise(smiles, max_atoms)
+        return len(graph.atoms), graph.substituted
 
-    return count
+    return measure
 
 
 def _show(summary: dict[str, Any], directory: Path) -> None:
@@ -308,6 +312,8 @@ def _show(summary: dict[str, Any], directory: Path) -> None:
     print(
         f"{summary['read']:,} rows read, {summary['duplicates']:,} duplicates dropped; rejected: {left_out or 'none'}"
     )
+    if summary["substituted"]:
+        print(f"{summary['substituted']:,} questions about molecules with atoms or bonds that encoders read as others")
     for split in SPLITS:
         print(f"{split}: {summary['questions'][split]:,} questions about {summary['structures'][split]:,} structures")
     if any(summary["copying"].values()):

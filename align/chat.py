@@ -79,19 +79,21 @@ class Conversation:
 
     def _ask(self, question: str) -> None:
         turn = Turn(question, None, self.molecules, self.proteins)
-        kept = self._that_fit(turn)
-        text = answer(self.model, [*kept, turn], self.options, show=True)
-        self.turns = [*kept, replace(turn, answer=text)]
+        turns = self._that_fit([*self.turns, turn])
+        text = answer(self.model, turns, self.options, show=True)
+        self.turns = [*turns[:-1], replace(turns[-1], answer=text)]
         self.molecules, self.proteins = (), ()  # they stay in the conversation, at their turn
 
-    def _that_fit(self, turn: Turn) -> list[Turn]:
-        """The newest turns that leave room for this one and its answer."""
+    def _that_fit(self, turns: list[Turn]) -> list[Turn]:
+        """The newest turns that leave room for an answer; structures of older ones are shown with the oldest kept."""
         room = self.model.settings.max_length - self.options["max_new_tokens"]
-        kept = list(self.turns)
-        while kept and len(self.model.encoding.prompt([*kept, turn])) > room:
-            kept.pop(0)
-        if len(kept) < len(self.turns):
-            forgotten = len(self.turns) - len(kept)
+        kept = list(turns)
+        while len(kept) > 1 and len(self.model.encoding.prompt(kept)) > room:
+            oldest, following, *rest = kept
+            molecules, proteins = oldest.molecules + following.molecules, oldest.proteins + following.proteins
+            kept = [replace(following, molecules=molecules, proteins=proteins), *rest]
+        if len(kept) < len(turns):
+            forgotten = len(turns) - len(kept)
             print(f"({forgotten} oldest turn{'s' * (forgotten > 1)} forgotten: no room)", file=sys.stderr, flush=True)
         return kept
 

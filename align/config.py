@@ -131,7 +131,8 @@ class TrainConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     """of the language model; in bf16, what is trained keeps float32 weights, and so does the molecule encoder"""
     recompute: bool = False
-    """compute the language model's activations again in the backward pass: less memory, up to a third more time"""
+    """compute the activations of the language model, and of a trained protein encoder, again in the backward pass: less
+    memory, up to a third more time"""
     deterministic: bool = False
     """bit-equal reruns on GPUs too, at some cost in speed (CPU runs always are)"""
     seed: int = 1234

@@ -40,12 +40,12 @@ from align.model import AlignedModel
 from align.model_card import model_card
 from align.settings import FORMAT_VERSION, MODEL_TYPE, AlignedSettings, read_config
 from job.errors import InputError
-from job.files import atomic_directory, write_json, write_text
+from job.files import atomic_directory, sha256_file, write_json, write_text
 from job.tokenizer import PROBES
 
 _ADAPTERS, _MOLECULE_ENCODER = "adapters.safetensors", "molecule_encoder.safetensors"
 _PROTEIN_ENCODER, _LANGUAGE_MODEL, _LORA = "protein_encoder", "language_model", "lora"
-_OWN_KEYS = ("architectures", "model_type", "format_version", "language_model")
+_OWN_KEYS = ("architectures", "model_type", "format_version", "language_model", "files")
 _COPIED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "LICENSE*", "*POLICY*")
 
 
@@ -110,6 +110,11 @@ def save_model_directory(
                 "path": _LANGUAGE_MODEL if inside else str(place),
                 "sha256": model_checksum(place),
             },
+            "files": {
+                file.relative_to(folder).as_posix(): sha256_file(file)
+                for file in sorted(folder.rglob("*.safetensors"))
+                if file.parent.name != _LANGUAGE_MODEL  # which has its own checksum
+            },
             **model.settings.to_json(),
         }
         write_json(folder / "config.json", config)
@@ -132,13 +137,18 @@ def load_model_directory(
         device: where to put everything.
         language_model: where the language model lies, if not where `config.json` says.
         register_language_model: see `AlignedModel`.
-        verify: check the language model's checksum, which reads its files once more.
+        verify: check the checksums, which reads all files once more.
 
     Raises `InputError` where a file is missing or damaged, or the language model is not the one aligned.
     """
     content = read_config(directory)
     where = f"{directory}/config.json"
     settings = AlignedSettings.from_json({k: v for k, v in content.items() if k not in _OWN_KEYS}, where)
+    for name, expected in content["files"].items() if verify else ():
+        if not (directory / name).is_file():
+            raise InputError(f"{directory / name} is missing; copy the model directory again")
+        if sha256_file(directory / name) != expected:
+            raise InputError(f"{directory / name} is damaged: its checksum is not config.json's; copy it again")
     place = _find_language_model(directory, content["language_model"], language_model, verify)
     base = load_language_model(place, dtype)
     if (directory / _LORA).is_dir():

@@ -159,4 +159,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     reference = content.get("language_model")
     if not isinstance(reference, dict) or {"path", "sha256"} - reference.keys():
         raise InputError(f"{directory}/config.json does not say which language model this is: it is damaged")
+    if not isinstance(content.get("files"), dict):
+        raise InputError(f"{directory}/config.json has no checksums of its files: it is damaged")
     return content

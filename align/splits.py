@@ -93,10 +93,10 @@ def assign(group_of: Sequence[str], settings: SplitSettings) -> list[str]:
     """
     sizes = Counter(group_of)
     wanted = {"test": round(settings.test * len(group_of)), "validation": round(settings.validation * len(group_of))}
-    if settings.kind == "scaffold":
-        order = sorted(sizes, key=lambda group: (sizes[group], group))  # from the rarest
-    else:
-        order = sorted(sizes, key=lambda group: hashlib.sha256(f"{settings.seed} {group}".encode()).digest())
+    chance = {group: hashlib.sha256(f"{settings.seed} {group}".encode()).digest() for group in sizes}
+    # Scaffolds from the rarest on. Ties are broken by chance: sorted by name, a held-out side would be all of a kind.
+    rarity = sizes if settings.kind == "scaffold" else dict.fromkeys(sizes, 0)
+    order = sorted(sizes, key=lambda group: (rarity[group], chance[group]))
     side: dict[str, str] = {}
     for group in order:
         fits = (split for split, room in wanted.items() if 0 < sizes[group] <= room)

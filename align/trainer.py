@@ -50,6 +50,8 @@ class Trainer:
         self.model = ranks.together(lambda: build(config))
         if config.train.recompute:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            if self.model.protein_encoder is not None and config.trains_encoders:
+                self.model.protein_encoder.gradient_checkpointing = True
         if not self.model.registered:
             self.model.language_model.to(self.device)  # type: ignore[arg-type]
         self.model.encoding = self._encoding(self.model)

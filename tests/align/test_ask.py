@@ -177,3 +177,15 @@ def test_streamer_never_shows_the_stop_string(pieces, shown):
         streamer.on_finalized_text(piece)
     streamer.on_finalized_text("", stream_end=True)
     assert output.getvalue() == shown
+
+
+def test_chat_keeps_structures_of_turns_that_are_forgotten(directory, monkeypatch, capsys):
+    from align import chat
+
+    shown = []
+    monkeypatch.setattr(chat, "answer", lambda model, turns, options, show: shown.append(turns) or "yes")
+    long = "word " * 55
+    converse(directory, monkeypatch, long + "1", long + "2", long + "3", tokens=4, words=["--molecule", "CCO"])
+    assert "oldest turn forgotten" in capsys.readouterr().err
+    assert shown[-1][0].molecules == ("CCO",)
+    assert sum(len(turn.molecules) for turn in shown[-1]) == 1

@@ -392,3 +392,45 @@ def test_max_length_beyond_the_language_model_is_refused(real_data):
 def test_no_questions_have_no_answers(model):
     assert model.generate([]) == []
     assert model.generate(asked([Question("x", "Why?", "")]), max_new_tokens=4)
+
+
+@torch.no_grad()
+def test_defect_beginning_was_an_id_among_embeddings(model, questions):
+    batch = make_batch(model, questions)
+    words = model.language_model.get_input_embeddings().weight
+    assert (batch.ids[:, 0] == model.tokenizer.bos_token_id).all()
+    assert torch.equal(model.embed(batch)[:, 0], words[model.tokenizer.bos_token_id].expand(len(questions), -1))
+
+
+def test_defect_generation_was_padded_on_the_right(model, questions, monkeypatch):
+    """An answer must continue the prompt: nothing may lie between them."""
+    seen = []
+    generate = model.language_model.generate
+    monkeypatch.setattr(
+        model.language_model, "generate", lambda **given: seen.append(given["attention_mask"]) or generate(**given)
+    )
+    together = model.generate(asked(questions), max_new_tokens=8)
+    assert (seen[0][:, -1] == 1).all() and (seen[0][:, 0] == 0).any()
+    assert together == [model.generate([turns], max_new_tokens=8)[0] for turns in asked(questions)]
+
+
+@torch.no_grad()
+def test_defect_molecules_were_projected_twice(model, questions):
+    batch = make_batch(model, questions[:1])
+    atoms = model.molecule_encoder(batch.molecules)
+    projected = torch.nn.functional.linear(
+        atoms, model.molecule_adapter.projection.weight, model.molecule_adapter.projection.bias
+    )
+    assert torch.equal(model.embed(batch)[batch.ids == PLACES["molecule"]], projected)
+
+
+def test_defect_rewrite_forgot_the_special_positions_of_proteins(model, questions):
+    """The released rewrite counts residues, the features have <cls> and <eos> too, and its training cannot run."""
+    batch = make_batch(model, questions[2:4])
+    chains = [chain for question in questions[2:4] for chain in question.proteins]
+    lengths = [min(len(chain.rstrip("*")), model.settings.protein.max_residues) + 2 for chain in chains]
+    assert list(batch.proteins.lengths) == lengths
+    assert (batch.ids == PLACES["protein"]).sum() == sum(lengths) == len(model.protein_encoder(batch.proteins))
+    model.tune("adapters")
+    model(batch).backward()
+    assert model.protein_adapter.projection.weight.grad.norm() > 0

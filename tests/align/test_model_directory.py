@@ -213,8 +213,8 @@ def truncate_adapters(directory):
     [
         (spoil_settings, r"config\.json: .*layrs"),
         (spoil_type, "is not an aligned model"),
-        (truncate_adapters, r"adapters\.safetensors cannot be read"),
-        (lambda directory: (directory / "adapters.safetensors").unlink(), r"adapters\.safetensors cannot be read"),
+        (truncate_adapters, r"adapters\.safetensors is damaged"),
+        (lambda directory: (directory / "adapters.safetensors").unlink(), r"adapters\.safetensors is missing"),
         (lambda directory: (directory / "molecule_encoder.safetensors").unlink(), "molecule_encoder.safetensors"),
         (lambda directory: shutil.rmtree(directory / "protein_encoder"), "protein_encoder"),
         (lambda directory: (directory / "tokenizer.json").unlink(), "tokenizer"),
