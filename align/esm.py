@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -184,7 +185,7 @@ def _from_hugging_face(directory: Path) -> EsmModel:
             output_loading_info=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(f"{directory} cannot be loaded as an ESM-2: {reason}") from error
     finally:

@@ -226,8 +226,11 @@ def _directory(directory: Path) -> Iterator[Path]:
     if directory.is_dir():
         yield directory
     else:
-        with atomic_directory(directory) as folder:
-            yield folder
+        try:
+            with atomic_directory(directory) as folder:
+                yield folder
+        except SafetensorError as error:  # how safetensors tells of a full disk
+            raise InputError(f"cannot write {directory}: {error}; make room or choose another directory") from None
 
 
 def _write_language_model(model: AlignedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
