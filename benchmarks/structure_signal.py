@@ -39,8 +39,10 @@ sys.path.insert(0, str(ROOT))
 
 from align.controls import PairedTest  # noqa: E402
 from align.molecules import MoleculeError, featurise  # noqa: E402
+from align.prompts import Turn, build_prompt  # noqa: E402
 from align.question_shards import STAGE, write_split  # noqa: E402
 from align.questions import MOLECULE_QUESTION, Question  # noqa: E402
+from align.settings import PromptSettings  # noqa: E402
 from align.splits import SplitSettings, assign, groups  # noqa: E402
 from job import manifest  # noqa: E402
 from job.track import read_rows  # noqa: E402
@@ -64,6 +66,9 @@ LANGUAGE_MODEL = dict(
 )
 MAX_ATOMS, MAX_RESIDUES = 32, 256
 WORDS, ANSWER_WORDS = 45, 30  # of a caption: what the language model is trained on, and what is asked for
+
+
+PROMPT = PromptSettings(system="", human="Q", assistant="A")
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,12 @@ def texts(data: Path, proteins: bool, held_out: set[str]) -> dict[str, str]:
                 if line:
                     compound, _, text = line.split("\t")
                     found[f"chebi20:{compound}"] = text
-    return {name: " ".join(text.split()[:WORDS]) for name, text in found.items() if name not in held_out}
+    # The language model knows the prompt, as a chat model does: one that is frozen could not learn it later.
+    turn = (
+        Turn("Please describe this protein.", None, (), ("M",)) if proteins else Turn(MOLECULE_QUESTION, None, ("C",))
+    )
+    prompt = "".join(build_prompt(PROMPT, [turn]).pieces)
+    return {name: prompt + " ".join(text.split()[:WORDS]) for name, text in found.items() if name not in held_out}
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -288,7 +298,8 @@ def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> Non
     config.write_text(
         f'directory = "{work}/runs/{name}"\n[model]\nlanguage_model = "{work}/language-model"\nmax_length = 256\n'
         f"[molecule]\n{molecule}adapter = {adapter}\n[protein]\n{protein}adapter = {adapter}\n"
-        f'[prompt]\nsystem = ""\nhuman = "Q"\nassistant = "A"\n[tune]\nmode = "{arm.tune}"\n'
+        f'[prompt]\nsystem = ""\nhuman = "{PROMPT.human}"\nassistant = "{PROMPT.assistant}"\n'
+        f'[tune]\nmode = "{arm.tune}"\n'
         f'[data]\ntoken_budget = 8192\nseed = {seed}\n[[data.sources]]\npath = "{questions}"\nname = "rows"\n'
         f'[parallel]\nstage = 0\n[train]\nepochs = {epochs}\nglobal_batch = 32\nprecision = "fp32"\nseed = {seed}\n'
         f"samples = 0\nlog_every = 10\n[optimizer]\nlr = {arm.rate}\nweight_decay = 0.01\nbeta2 = 0.98\n"
