@@ -116,6 +116,7 @@ def loop(
             if tracker:
                 tracker.log(progress.step, written | {"train/tokens": progress.tokens})
         if stopping and not last:
+            stop.requested()  # another rank may have seen the stop file a moment earlier: look again, to name it
             if tracker:
                 log.info("stopping as asked (%s): checkpoint at step %d", stop.reason or "by another rank", saved_step)
             return
