@@ -5,7 +5,6 @@ Which questions a step has is a pure function of its number; how they are dealt 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ class TrainingBatches:
     ) -> None:
         self._order, self._global_batch, self._budget = order, global_batch, budget
         self._rank, self._world = rank, world
-        self._encoding = copy.deepcopy(encoding)  # a fast tokenizer must not be used by two threads at once
+        self._encoding = encoding
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._next: tuple[int, Future[RankBatches]] | None = None
 

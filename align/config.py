@@ -15,6 +15,7 @@ from job.training import (
     CheckpointConfig,
     ScheduleConfig,
     TrackingConfig,
+    check_exactly_one,
     check_ranges,
 )
 
@@ -159,11 +160,6 @@ _RANGES = (
     ("parallel.stage", 0, 4),
     ("parallel.timeout_seconds", 1e-9, None),
     ("train.questions", 1, None),
-    ("train.epochs", 1e-9, None),
-    ("train.steps", 1, None),
-    ("train.global_batch", 1, None),
-    ("train.log_every", 1, None),
-    ("train.validate_every", 0, None),
     ("train.validate_questions", 0, None),
     ("train.samples", 0, None),
     ("train.sample_tokens", 1, None),
@@ -203,8 +199,7 @@ class AlignConfig:
             raise ValueError(
                 "key 'protein.weights' is missing: name an ESM-2, or set protein.use to false for a model without"
             )
-        if sum(value is not None for value in (self.train.questions, self.train.epochs, self.train.steps)) != 1:
-            raise ValueError("give exactly one of train.questions, train.epochs and train.steps")
+        check_exactly_one(self, "train.questions", "train.epochs", "train.steps")
         if self.parallel.offload == "parameters" and self.parallel.stage != 3:
             raise ValueError("parallel.offload = 'parameters' needs parallel.stage = 3")
         if self.parallel.offload == "optimizer" and self.parallel.stage == 0:

@@ -23,7 +23,6 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import logging
 
 from align.esm import load_protein_encoder
 from align.gnn import MoleculeEncoder, load_molecule_weights
@@ -160,8 +159,7 @@ def load_model_directory(
         load_molecule_weights(molecule_encoder, directory / _MOLECULE_ENCODER)
     protein_encoder = None
     if settings.protein is not None:
-        with _without_reports():  # its contact head, which nothing runs, is not saved
-            protein_encoder = load_protein_encoder(directory / _PROTEIN_ENCODER, dtype)
+        protein_encoder = load_protein_encoder(directory / _PROTEIN_ENCODER, dtype)
     model = AlignedModel(
         base,
         load_tokenizer(directory),
@@ -173,17 +171,6 @@ def load_model_directory(
     )
     _load_adapters(model, directory / _ADAPTERS)
     return model.place(device)
-
-
-@contextlib.contextmanager
-def _without_reports() -> Iterator[None]:
-    """Errors only from transformers, which lists what a file lacks even where it is expected to."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _find_language_model(directory: Path, reference: dict[str, str], other: Path | str | None, verify: bool) -> Path:

@@ -19,10 +19,10 @@ from job import config as configs
 from job.directory import RunDirectory
 from job.errors import InputError
 from job.stop import StopRequest
-from job.track import Tracker
 
 if TYPE_CHECKING:
     from align.trainer import Trainer
+    from job.track import Tracker
 
 log = logging.getLogger("align")
 
@@ -61,7 +61,7 @@ def train(config: AlignConfig) -> int:
     from align.trainer import Trainer
     from parallel import ranks
     from parallel.loop import loop, plot
-    from parallel.run import enter
+    from parallel.run import enter, start_tracking
 
     run = RunDirectory(Path(config.directory))
     with ranks.explain_lost_contact(config.parallel.timeout_seconds), contextlib.ExitStack() as resources:
@@ -70,19 +70,8 @@ def train(config: AlignConfig) -> int:
         attempt = enter(run, resources, log)
         stop = StopRequest(run.stop_file)
         trainer = Trainer(config, inputs, run, attempt)
-        tracker = None
-        if ranks.is_logging_rank():
-            configs.save(config, run.config)
-            tracking = config.tracking
-            tracker = Tracker(
-                run,
-                attempt,
-                configs.as_dict(config),
-                project=tracking.project,
-                name=tracking.name,
-                mode=tracking.mode,
-            )
-            resources.callback(tracker.close)
+        tracker = start_tracking(run, attempt, config, trainer.steps, resources, log)
+        if tracker:
             log.info(_banner(trainer, tracker))
         loop(trainer, tracker, stop, log, lambda: _log_answers(trainer, tracker))
         if ranks.is_logging_rank():

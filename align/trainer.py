@@ -30,7 +30,7 @@ from job.schedule import learning_rate
 from parallel import ranks
 from parallel.loop import NonFiniteStep, Progress
 from parallel.meter import Meter
-from parallel.run import newest_whole
+from parallel.run import newest_whole, publish
 
 log = logging.getLogger("align")
 
@@ -262,9 +262,7 @@ class Trainer:
             "inputs": self.references,
         }
         size = checkpoint.save(path, self.model, self.engine, self.config, content)
-        ranks.together(lambda: self.run.point_latest(path) if ranks.is_logging_rank() else None)
-        if ranks.is_logging_rank():
-            self.run.drop_old_checkpoints(self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps)
+        publish(self.run, path, self.config.checkpoint)
         seconds = time.monotonic() - began
         return {"checkpoint/stall_s": seconds, "checkpoint/write_s": seconds, "checkpoint/bytes": float(size)}
 

@@ -68,6 +68,11 @@ class TrackingConfig:
 
 # key, smallest value, and what it must stay below (None: no limit)
 TRAINING_RANGES: tuple[tuple[str, float, float | None], ...] = (
+    ("train.epochs", 1e-9, None),
+    ("train.steps", 1, None),
+    ("train.global_batch", 1, None),
+    ("train.log_every", 1, None),
+    ("train.validate_every", 0, None),
     ("optimizer.lr", 0, None),
     ("optimizer.beta1", 0, 1),
     ("optimizer.beta2", 0, 1),
@@ -93,3 +98,10 @@ def check_ranges(config: Any, ranges: tuple[tuple[str, float, float | None], ...
             raise ValueError(
                 f"{key} is {value}; it must be at least {low:g}" + (f" and below {high:g}" if high else "")
             )
+
+
+def check_exactly_one(config: Any, *keys: str) -> None:
+    """Raise `ValueError` unless exactly one `section.key` of a config is set."""
+    values = [getattr(getattr(config, section), name) for section, name in (key.split(".") for key in keys)]
+    if sum(value is not None for value in values) != 1:
+        raise ValueError(f"give exactly one of {', '.join(keys[:-1])} and {keys[-1]}")

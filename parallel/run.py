@@ -11,8 +11,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from job import config as configs
 from job.directory import RunDirectory, RunLock
 from job.errors import InputError
+from job.schedule import warm_up_warning
+from job.track import Tracker
+from job.training import CheckpointConfig
 from parallel import ranks
 
 
@@ -57,6 +61,34 @@ def _log_file(run: RunDirectory, attempt: int) -> logging.Handler:
         return logging.FileHandler(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def start_tracking(
+    run: RunDirectory, attempt: int, config: Any, steps: int, resources: contextlib.ExitStack, log: logging.Logger
+) -> Tracker | None:
+    """On the logging rank: keep the config of this attempt in the run directory, and open its metrics and its W&B run.
+
+    `config` has sections `tracking` and `schedule`; `steps` is the length of the run, of which a warm-up may take too
+    much: then the log says so. `resources` closes what was opened. None on the other ranks.
+    """
+    if not ranks.is_logging_rank():
+        return None
+    configs.save(config, run.config)
+    tracking = config.tracking
+    tracker = Tracker(
+        run, attempt, configs.as_dict(config), project=tracking.project, name=tracking.name, mode=tracking.mode
+    )
+    resources.callback(tracker.close)
+    if warning := warm_up_warning(steps, config.schedule):
+        log.warning("warning: %s", warning)
+    return tracker
+
+
+def publish(run: RunDirectory, path: Path, retention: CheckpointConfig) -> None:
+    """Let `latest` name a checkpoint that is whole, then drop those that retention does not keep; collective."""
+    ranks.together(lambda: run.point_latest(path) if ranks.is_logging_rank() else None)
+    if ranks.is_logging_rank():
+        run.drop_old_checkpoints(retention.keep, retention.keep_every_steps)
 
 
 def newest_whole(

@@ -13,6 +13,7 @@ from job.training import (
     CheckpointConfig,
     ScheduleConfig,
     TrackingConfig,
+    check_exactly_one,
     check_ranges,
 )
 from parallel.layout import Layout
@@ -96,12 +97,7 @@ class OptimizerConfig(AdamWConfig):
 _RANGES = (
     ("data.sequence_length", 1, None),
     ("train.tokens", 1, None),
-    ("train.epochs", 1e-9, None),
-    ("train.steps", 1, None),
-    ("train.global_batch", 1, None),
     ("train.micro_batch", 1, None),
-    ("train.log_every", 1, None),
-    ("train.validate_every", 0, None),
     ("train.validate_samples", 0, None),
     *TRAINING_RANGES,
 )
@@ -129,8 +125,7 @@ class PretrainConfig:
             raise ValueError("key 'model.path' is missing: name the checkpoint directory to start from")
         if not self.data.sources:
             raise ValueError("key 'data.sources' is missing: name at least one shard directory")
-        if sum(value is not None for value in (self.train.tokens, self.train.epochs, self.train.steps)) != 1:
-            raise ValueError("give exactly one of train.tokens, train.epochs and train.steps")
+        check_exactly_one(self, "train.tokens", "train.epochs", "train.steps")
         check_ranges(self, _RANGES)
 
     def steps(self, corpus_tokens: int) -> int:

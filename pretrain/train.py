@@ -11,14 +11,12 @@ import torch
 import torch.distributed as dist
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
-from job import config as configs
 from job.directory import RunDirectory
-from job.schedule import warm_up_warning
 from job.stop import StopRequest
 from job.track import Tracker
 from parallel import mesh, ranks
 from parallel.loop import loop, plot
-from parallel.run import enter
+from parallel.run import enter, start_tracking
 from pretrain.config import PretrainConfig
 from pretrain.inputs import open_inputs
 from pretrain.trainer import Trainer
@@ -39,22 +37,9 @@ def train(config: PretrainConfig) -> int:
         logging.getLogger("megatron").setLevel(logging.WARNING)
         stop = StopRequest(run.stop_file)
         trainer = Trainer(config, inputs, run, attempt)
-        tracker = None
-        if ranks.is_logging_rank():
-            configs.save(config, run.config)
-            tracking = config.tracking
-            tracker = Tracker(
-                run,
-                attempt,
-                configs.as_dict(config),
-                project=tracking.project,
-                name=tracking.name,
-                mode=tracking.mode,
-            )
-            resources.callback(tracker.close)
+        tracker = start_tracking(run, attempt, config, trainer.steps, resources, log)
+        if tracker:
             log.info(_banner(trainer, tracker))
-            if warning := warm_up_warning(trainer.steps, config.schedule):
-                log.warning("warning: %s", warning)
         loop(trainer, tracker, stop, log)
         if ranks.is_logging_rank():
             plot(run, log)

@@ -17,7 +17,7 @@ from job.schedule import learning_rate
 from parallel import checkpoint, model, optimizer, ranks
 from parallel.loop import NonFiniteStep, Progress
 from parallel.meter import Meter, Timed
-from parallel.run import newest_whole
+from parallel.run import newest_whole, publish
 from pretrain.config import PretrainConfig
 from pretrain.data import training_batches
 from pretrain.inputs import Inputs, check_continuation
@@ -156,8 +156,6 @@ class Trainer:
             "data": self.order.fingerprint(),
         }
         size = checkpoint.save(path, self.parts, self.layout, self.hugging_face, content)
-        ranks.together(lambda: self.run.point_latest(path) if ranks.is_logging_rank() else None)
-        if ranks.is_logging_rank():
-            self.run.drop_old_checkpoints(self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps)
+        publish(self.run, path, self.config.checkpoint)
         seconds = time.monotonic() - began
         return {"checkpoint/stall_s": seconds, "checkpoint/write_s": seconds, "checkpoint/bytes": float(size)}

@@ -1,5 +1,6 @@
 """A wheel, away from the checkout, answers every verb's --help."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = [
-    ["data_shards"],
-    *(["data_shards", verb] for verb in ("build", "verify", "inspect", "stats", "tokenizer")),
-    ["parallel"],
-    *(["parallel", verb] for verb in ("create", "import", "export")),
-    ["pretrain"],
-    ["eval"],
+    *([package] for package in ("data_shards", "parallel", "pretrain", "align", "eval")),
+    *(
+        [package, verb]
+        for package in ("data_shards", "parallel", "align")
+        for verb in importlib.import_module(f"{package}.__main__").VERBS
+    ),
 ]
 
 
