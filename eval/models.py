@@ -1,0 +1,82 @@
+"""A model directory of either kind, loaded for evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from align.language_model import load_tokenizer, model_checksum
+from align.model import AlignedModel
+from align.settings import MODEL_TYPE
+from job.errors import InputError
+from job.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class EvalModel:
+    """A causal language model with its tokenizer; with encoders where the directory is an aligned model's."""
+
+    directory: Path
+    checksum: str
+    """SHA-256 over config.json and the weight files"""
+    language_model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    aligned: AlignedModel | None
+    """the whole, of which `language_model` is a part"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return next(self.language_model.parameters()).device
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model was made for."""
+        return int(getattr(self.language_model.config, "max_position_embeddings", 2048))
+
+
+def checksum(directory: Path) -> str:
+    """SHA-256 that stands for a model: over its config.json (an aligned one's names its files' checksums) and weights.
+
+    Raises `InputError` where the directory has no config.json.
+    """
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory}/config.json does not exist; a Hugging Face model directory is needed")
+    return model_checksum(directory)
+
+
+def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel:
+    """Load a Hugging Face causal language model, or an aligned model, with its tokenizer.
+
+    Raises `InputError` where it cannot be loaded, or where its tokenizer has ids that it has no embedding for.
+    """
+    disable_progress_bar()
+    identity = checksum(directory)
+    aligned = None
+    language_model: Any
+    if read_json(directory / "config.json").get("model_type") == MODEL_TYPE:
+        aligned = AlignedModel.from_pretrained(directory, dtype=dtype, device=device)
+        language_model, tokenizer = aligned.language_model, aligned.tokenizer
+    else:
+        try:
+            language_model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        except Exception as error:  # a damaged directory raises nearly anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{directory} is not a model that transformers loads: {reason}") from error
+        language_model.to(device).eval()
+        tokenizer = load_tokenizer(directory)
+    rows = language_model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{directory}: its tokenizer has {len(tokenizer):,} tokens, but the model embeds {rows:,}; the two do not "
+            "belong together"
+        )
+    return EvalModel(directory, identity, language_model, tokenizer, aligned)

@@ -1,0 +1,56 @@
+"""The suites by name, and what a suite is: a module that finds its tasks in a data directory."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from eval.models import EvalModel
+    from eval.results import TaskResult
+    from eval.work import Journal
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to measure, its data read and checked."""
+
+    name: str
+    """unique, such as `medmcqa-letters-5-shot`"""
+    made_by: dict[str, Any]
+    """JSON of everything but the model that decides the outcome; its change makes earlier results void"""
+    run: Callable[[EvalModel, Journal], TaskResult]
+    """collective over ranks; every rank returns the same"""
+
+
+class Suite(Protocol):
+    """What a suite's module has. It imports neither torch nor lm-eval at its top, so that `--help` is quick."""
+
+    HELP: str
+    """one line: what is measured, and what `--data` has to hold"""
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Options of this suite alone."""
+
+    def tasks(self, options: argparse.Namespace) -> list[Task]:
+        """Read and check the data under `options.data` before any model is loaded; raises `InputError`."""
+
+
+SUITES = {
+    "perplexity": "eval.perplexity_suite",
+    "qa": "eval.qa_suite",
+    "structures": "eval.structure_suite",
+    "text2molecule": "eval.text_to_molecule_suite",
+    "biogpt": "eval.biogpt_suite",
+    "retrieval": "eval.retrieval_suite",
+}
+"""By name, the module."""
+
+
+def suite(name: str) -> Suite:
+    """The module of a suite."""
+    module: Any = importlib.import_module(SUITES[name])
+    return module
