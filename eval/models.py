@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from align.language_model import load_tokenizer, model_checksum
@@ -72,7 +72,7 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{directory} is not a model that transformers loads: {reason}") from error
         language_model.to(device).eval()
-        tokenizer = load_tokenizer(directory)
+        tokenizer = _tokenizer(directory)
     rows = language_model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise InputError(
@@ -80,3 +80,14 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel
             "belong together"
         )
     return EvalModel(directory, identity, language_model, tokenizer, aligned)
+
+
+def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """With the ids of training where it is of the Llama family; else as transformers loads it (BioGPT's, for one)."""
+    if (directory / "tokenizer.model").is_file() or (directory / "tokenizer.json").is_file():
+        return load_tokenizer(directory)
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # files that are missing or damaged, a package that its class needs
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{directory} has no tokenizer that transformers loads: {reason}") from error

@@ -1,79 +1,138 @@
-"""Loss and perplexity of Hugging Face models on the validation split of token shards, per source."""
+"""Loss, perplexity and bits per byte of a model on the validation windows of one source.
+
+Bits per byte (Gao et al. 2020, "The Pile", section 3.1) do not depend on the tokenizer: nats / ln 2 / UTF-8 bytes of
+the text that the counted tokens stand for.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from scipy.stats import bootstrap
+from transformers import PreTrainedTokenizerBase
 
 from data_shards.order import ValidationWindows
-from data_shards.validation import validation_sources
+from eval.models import EvalModel
+from eval.results import Metric, TaskResult
+from eval.work import Journal, Record, work_through
 from job.errors import InputError
 
 
-@dataclass(frozen=True)
-class Score:
-    """One model on one source."""
+def measure(
+    source: str,
+    version: str,
+    windows: ValidationWindows,
+    model: EvalModel,
+    journal: Journal,
+    token_budget: int,
+    limit: int,
+    seed: int,
+    made_by: dict[str, Any],
+) -> TaskResult:
+    """Score the windows that training validates on (the first `limit` of them, unless it is 0).
 
-    tokens: int
-    """targets that count"""
-    loss: float
-    """nats per token"""
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(min(self.loss, 700.0))
-
-
-def perplexity(model_directory: Path, shards: Sequence[Path], sequence_length: int, batch: int = 8) -> dict[str, Score]:
-    """Score a model with `transformers` over the windows that training validates on, source by source.
-
-    Raises `InputError` where the model cannot be loaded or the shards hold ids that it does not know.
+    Raises `InputError` where the shards hold ids that the model does not know, or windows longer than it was made for.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    disable_progress_bar()
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(model_directory, dtype="auto")
-        model.to(device).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model_directory} is not a model that transformers loads: {error}") from None
-    sources = validation_sources({directory.resolve().name: directory for directory in shards}, sequence_length)
-    if not sources:
-        raise InputError(f"{_names(shards)}: no validation tokens; build with sharding.validation_fraction above 0")
-    for windows in sources.values():
-        size = windows.shards.manifest.tokenizer.vocab_size
-        if size > model.config.vocab_size:
-            raise InputError(f"{_names(shards)}: tokenised with {size} tokens, more than {model_directory} knows")
-    return {source: _score(model, windows, batch, device) for source, windows in sources.items()}
+    size = windows.shards.manifest.tokenizer.vocab_size
+    if size > model.language_model.config.vocab_size:
+        raise InputError(f"{windows.shards.directory}: tokenised with {size} tokens, more than {model.directory} knows")
+    if windows.sequence_length > model.max_length:
+        raise InputError(
+            f"{model.directory} was made for {model.max_length} tokens; set --sequence-length to that or less"
+        )
+    numbers = list(range(min(len(windows), limit or len(windows))))
+    token_bytes = bytes_by_token(model.tokenizer, size)
+
+    def work(rows: list[int]) -> list[Record]:
+        return _score([windows[row] for row in rows], rows, model, token_bytes)
+
+    records = work_through(
+        [f"window-{number}" for number in numbers],
+        [windows.sequence_length] * len(numbers),
+        work,
+        journal,
+        token_budget,
+        f"perplexity of {source}",
+    )
+    nats = np.array([record["nats"] for record in records])
+    tokens = np.array([record["tokens"] for record in records], np.float64)
+    text = np.array([record["bytes"] for record in records], np.float64)
+    loss, loss_low, loss_high = _ratio(nats, tokens, seed)
+    bits, bits_low, bits_high = (value / math.log(2) for value in _ratio(nats, text, seed))
+    metrics = {
+        "loss": Metric(loss, loss_low, loss_high, higher_is_better=False),
+        "perplexity": Metric(_exp(loss), _exp(loss_low), _exp(loss_high), higher_is_better=False),
+        "bits_per_byte": Metric(bits, bits_low, bits_high, higher_is_better=False),
+    }
+    items = [record | {"score": record["nats"] / record["tokens"]} for record in records]
+    made_by = made_by | {"tokens": int(tokens.sum()), "bytes": int(text.sum()), "windows": len(numbers)}
+    return TaskResult(source, version, metrics, items, made_by)
 
 
-def _names(directories: Sequence[Path]) -> str:
-    return ", ".join(map(str, directories))
+def bytes_by_token(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:
+    """UTF-8 bytes of the text that each id stands for, int64 [size]; none for special tokens."""
+    pieces: Sequence[str] = tokenizer.convert_ids_to_tokens(list(range(size)))
+    special = set(tokenizer.all_special_ids)
+    if "<0x0A>" in pieces:  # sentencepiece with bytes for what has no piece
+        lengths = [1 if _is_byte(piece) else len(piece.replace("▁", " ").encode()) for piece in pieces]
+    elif "Ġ" in pieces:  # byte-level: each character of a piece stands for one byte
+        lengths = [len(piece) for piece in pieces]
+    else:
+        lengths = [len(str(tokenizer.decode([number])).encode()) for number in range(size)]
+    return np.array([0 if number in special else length for number, length in enumerate(lengths)], np.int64)
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
 
 @torch.no_grad()
-def _score(model: Any, windows: ValidationWindows, batch: int, device: torch.device) -> Score:
-    total, count = 0.0, 0
-    for start in range(0, len(windows), batch):
-        pairs = [windows[index] for index in range(start, min(start + batch, len(windows)))]
-        tokens = torch.from_numpy(np.stack([pair[0] for pair in pairs])).to(device)
-        mask = torch.from_numpy(np.stack([pair[1] for pair in pairs])).to(device)
-        logits = model(tokens[:, :-1]).logits.float()
-        losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(mask.shape)
-        total += float((losses.double() * mask).sum())
-        count += int(mask.sum())
-    return Score(count, total / count)
+def _score(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], rows: Sequence[int], model: EvalModel, token_bytes: np.ndarray
+) -> list[Record]:
+    tokens = torch.from_numpy(np.stack([pair[0] for pair in pairs])).to(model.device)
+    mask = torch.from_numpy(np.stack([pair[1] for pair in pairs])).to(model.device)
+    network: Any = model.language_model
+    logits = network(tokens[:, :-1]).logits.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(mask.shape)
+    nats = (losses.double() * mask).sum(1).tolist()
+    return [
+        {
+            "id": f"window-{row}",
+            "nats": total,
+            "tokens": int(kept.sum()),
+            "bytes": int(token_bytes[ids[1:][kept]].sum()),
+        }
+        for row, total, (ids, kept) in zip(rows, nats, pairs, strict=True)
+    ]
 
 
-def to_json(scores: dict[str, Score]) -> dict[str, Any]:
-    """Scores as a JSON object, perplexity included."""
-    return {source: asdict(score) | {"perplexity": score.perplexity} for source, score in scores.items()}
+def _ratio(above: np.ndarray, below: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Sum over sum, with its 95 % percentile bootstrap interval over windows; the ratio itself where there is one."""
+    ratio = float(above.sum() / below.sum())
+    if len(above) < 2:
+        return ratio, ratio, ratio
+
+    def statistic(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return a.sum(axis) / b.sum(axis)
+
+    found = bootstrap(
+        (above, below),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        batch=max(1, 1_000_000 // len(above)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return ratio, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))

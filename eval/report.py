@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from eval.perplexity import Score
+from job.files import read_json
 
 
-def perplexity_table(scores: dict[str, dict[str, Score]]) -> None:
-    """Print one row per source and one column of perplexities per model, in the order given."""
-    models = list(scores)
-    table = Table(title="validation perplexity (loss in nats per token)", title_justify="left")
-    table.add_column("source")
-    table.add_column("tokens", justify="right")
-    for model in models:
+def write(out: Path) -> None:
+    """Write the report beside `results.json`."""
+
+
+def print_tables(out: Path) -> None:
+    """Print one row per task and one column per model, each with the task's first metrics."""
+    results = read_json(out / "results.json")["results"]
+    table = Table()
+    table.add_column("task")
+    for model in results:
         table.add_column(model, justify="right")
-    for source, first in scores[models[0]].items():
-        cells = [f"{scores[model][source].perplexity:,.2f} ({scores[model][source].loss:.4f})" for model in models]
-        table.add_row(source, f"{first.tokens:,}", *cells)
-    Console(width=None if sys.stdout.isatty() else 60 + 40 * len(models)).print(table)
+    for task in next(iter(results.values())):
+        cells = [
+            ", ".join(f"{name} {metric['value']:,.4f}" for name, metric in found[task]["metrics"].items())
+            for found in results.values()
+        ]
+        table.add_row(task, *cells)
+    Console(width=None if sys.stdout.isatty() else 60 + 40 * len(results)).print(table)

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def code_version() -> str:
     return f"{version}+{commit}" if commit else version
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Versions of the installed packages that can change a result."""
     versions = {}
-    for name in _PACKAGES:
+    for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

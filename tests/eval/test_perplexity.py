@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 import sys
 
 import pytest
 import torch
 
+from align.language_model import load_tokenizer
 from data_shards import build
 from eval.__main__ import main
 from job.errors import InputError
@@ -54,7 +56,8 @@ def test_equals_a_plain_computation(real_data, shards, tmp_path, monkeypatch):
         64,
     )
     results = json.loads((tmp_path / "results.json").read_text())
-    score = results["results"][str(model_directory)]["pmc"]
+    task = results["results"]["hf"]["pmc"]
+    loss = task["metrics"]["loss"]
 
     validation = ShardSet(shards, "validation")
     ids = torch.cat([torch.from_numpy(validation[number].astype("int64")) for number in range(len(validation))])
@@ -65,9 +68,16 @@ def test_equals_a_plain_computation(real_data, shards, tmp_path, monkeypatch):
             window = ids[start : start + 65]
             log_probabilities = model(window[None, :-1]).logits[0].log_softmax(-1)
             total -= log_probabilities[torch.arange(len(window) - 1), window[1:]].sum().item()
-    assert score["tokens"] == len(ids) - 1
-    assert score["loss"] == pytest.approx(total / (len(ids) - 1), abs=1e-5)
-    assert score["perplexity"] == pytest.approx(math.exp(score["loss"]))
+    assert task["made_by"]["tokens"] == len(ids) - 1
+    assert loss["value"] == pytest.approx(total / (len(ids) - 1), abs=1e-5)
+    assert loss["low"] < loss["value"] < loss["high"]
+    assert task["metrics"]["perplexity"]["value"] == pytest.approx(math.exp(loss["value"]))
+    tokenizer = load_tokenizer(model_directory)
+    texts = [tokenizer.decode(validation[number], skip_special_tokens=True) for number in range(len(validation))]
+    written = sum(len(text.encode()) for text in texts)
+    bits = total / math.log(2) / written
+    # A tokenizer that writes a space before each text counts one byte per document that decoding drops.
+    assert task["metrics"]["bits_per_byte"]["value"] == pytest.approx(bits, rel=len(texts) / written + 1e-6)
 
 
 def test_refuses_what_is_no_model(shards, tmp_path, monkeypatch):
@@ -75,12 +85,30 @@ def test_refuses_what_is_no_model(shards, tmp_path, monkeypatch):
         run(monkeypatch, tmp_path, "--suite", "perplexity", "--data", shards, "--out", tmp_path)
 
 
-def test_refuses_shards_of_a_larger_vocabulary(real_data, shards, tmp_path, monkeypatch):
+def test_refuses_a_tokenizer_of_another_model(real_data, shards, tmp_path, monkeypatch):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "small")
-    with pytest.raises(InputError, match="512 tokens"):
+    shutil.copy(real_data / "stories260K" / "hf" / "tokenizer.model", tmp_path / "small")
+    with pytest.raises(InputError, match="its tokenizer has 512 tokens, but the model embeds 100"):
         run(monkeypatch, tmp_path / "small", "--suite", "perplexity", "--data", shards, "--out", tmp_path)
+
+
+def test_a_second_run_measures_nothing_again(real_data, shards, tmp_path, monkeypatch):
+    words = [real_data / "stories260K" / "hf", "--suite", "perplexity", "--data", shards, "--out", tmp_path]
+    words += ["--sequence-length", 64, "--limit", 5, "--token-budget", 128]
+    run(monkeypatch, *words)
+    first = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "parts" / "hf" / "pmc.json").unlink()  # as if the run had died before the end of the task
+    journal = tmp_path / "parts" / "hf" / "pmc.rank-0.jsonl"
+    journal.write_text("\n".join(journal.read_text().split("\n")[:4]) + '\n{"id": "window-3", "na')
+    run(monkeypatch, *words)
+    assert (tmp_path / "results.json").read_bytes() == first
+    monkeypatch.setattr("eval.run._load", None)  # nothing is left for a model to do
+    run(monkeypatch, *words)
+    assert (tmp_path / "results.json").read_bytes() == first
+    with pytest.raises(TypeError):
+        run(monkeypatch, *words, "--sequence-length", 32)

@@ -1,0 +1,250 @@
+"""Score model directories on a suite: check the data, then model by model and task by task, then write the report.
+
+    OUT/results.json           every number, and everything that made it; no times: a rerun gives the same bytes
+    OUT/items/MODEL/TASK.jsonl what each model gave on each test item
+    OUT/report.md, report.html, plots/, model_card.md
+    OUT/parts/                 finished tasks and journals of unfinished ones, so that a run that died goes on
+
+Under torchrun the items of each task are split over the ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.suites import SUITES, Suite, Task, suite
+from job import manifest
+from job.errors import InputError
+from job.files import atomic_file, read_json, write_json
+
+if TYPE_CHECKING:
+    from eval.models import EvalModel
+    from eval.results import TaskResult
+
+FORMAT_VERSION = 1
+_PACKAGES = ("lm-eval", "nltk", "rouge-score", "rdkit", "scipy", "torch-geometric")
+
+DESCRIPTION = """Score Hugging Face model directories, or aligned ones; several are shown side by side.
+
+  python -m eval models/biomedgpt-lm-7b --suite qa --data benchmarks/medical --out scores/qa
+  torchrun --nproc-per-node 8 -m eval ...      the items split over 8 devices
+
+A run that was stopped goes on when it is started again with the same --out.
+"""
+
+
+def main(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> int:
+    """Parse, check, score, write, print."""
+    options, chosen = parse(words, verbs)
+    rank = _join_ranks()
+    names = _names(options.models)
+    tasks = chosen.tasks(options)
+    if not tasks:
+        raise InputError(f"suite {options.suite}: nothing to measure in {', '.join(map(str, options.data))}")
+    results: dict[str, dict[str, TaskResult]] = {}
+    models: dict[str, Any] = {}
+    for name, directory in names.items():
+        results[name] = _score_model(name, directory, tasks, options, models)
+    if rank == 0:
+        _write(options, results, models)
+        from eval import report
+
+        report.write(options.out)
+        report.print_tables(options.out)
+        print(f"results: {options.out / 'results.json'}   report: {options.out / 'report.html'}")
+    failed = [f"{name}: {task}: {r.failed}" for name, found in results.items() for task, r in found.items() if r.failed]
+    if failed and rank == 0:
+        print("\n".join(f"not to be used: {line}" for line in failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def parse(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> tuple[argparse.Namespace, Suite]:
+    """The options, with those of the suite that `--suite` names, and the suite."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--suite", choices=SUITES)
+    name = first.parse_known_args(words)[0].suite
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description=DESCRIPTION,
+        epilog=_epilog(name, verbs),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", metavar="MODEL_DIR", nargs="+", type=Path, help="model directories")
+    parser.add_argument("--suite", required=True, choices=SUITES, help="what to measure")
+    parser.add_argument(
+        "--data", required=True, type=Path, nargs="+", metavar="DIR", help="where the suite's data lie (several: all)"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory of results and report")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="first N items of each task (0: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    parser.add_argument(
+        "--token-budget", type=int, default=8192, metavar="N", help="padded tokens of a batch (default 8192)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the language model (default: bfloat16 on a GPU, else float32)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    if name is None:
+        options = parser.parse_args(words)  # prints the help, or complains
+        raise AssertionError(options)
+    chosen = suite(name)
+    chosen.add_options(parser.add_argument_group(f"suite {name}"))  # type: ignore[arg-type]
+    options = parser.parse_args(words)
+    for key, lowest in (("limit", 0), ("seed", 0), ("token_budget", 1)):
+        if getattr(options, key) < lowest:
+            raise InputError(f"--{key.replace('_', '-')} must be at least {lowest}, not {getattr(options, key)}")
+    for directory in options.models:
+        if not (directory / "config.json").exists():
+            raise InputError(f"{directory}/config.json does not exist; a Hugging Face model directory is needed")
+    for directory in options.data:
+        if not directory.exists():
+            raise InputError(f"--data {directory} does not exist")
+    return options, chosen
+
+
+def _epilog(name: str | None, verbs: Mapping[str, tuple[str, str]]) -> str:
+    if name is not None:
+        return f"suite {name}: {suite(name).HELP}"
+    width = max(map(len, [*SUITES, *verbs]))
+    lines = ["suites (--suite NAME --help explains one):"]
+    lines += [f"  {other:<{width}}  {suite(other).HELP}" for other in SUITES]
+    lines += ["", "verbs (python -m eval VERB --help):"]
+    lines += [f"  {verb:<{width}}  {help_line}" for verb, (_, help_line) in verbs.items()]
+    return "\n".join(lines)
+
+
+def _names(directories: Sequence[Path]) -> dict[str, Path]:
+    """What the report calls each model: its directory's name, with its parent's where two are alike."""
+    resolved = [directory.resolve() for directory in directories]
+    short = [path.name for path in resolved]
+    names = [path.name if short.count(path.name) == 1 else f"{path.parent.name}-{path.name}" for path in resolved]
+    if len(set(names)) < len(names):
+        raise InputError(f"model directories have the same names ({', '.join(names)}); give each once, or rename them")
+    return dict(zip(names, directories))
+
+
+def _join_ranks() -> int:
+    """Join the ranks that torchrun or srun has started, if there are several; this one's number."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank()
+
+
+def _score_model(
+    name: str, directory: Path, tasks: Sequence[Task], options: argparse.Namespace, models: dict[str, Any]
+) -> dict[str, TaskResult]:
+    """All tasks of one model, which is loaded only if one of them is still to be measured."""
+    from eval.models import checksum
+    from eval.work import Journal
+
+    identity = checksum(directory)
+    models[name] = {"directory": str(directory), "checksum": identity, "manifest": _manifest(directory)}
+    parts = options.out / "parts" / name
+    model: EvalModel | None = None
+    results = {}
+    for task in tasks:
+        fingerprint = _fingerprint(identity, task, options)
+        result = _kept(parts, task, fingerprint)
+        if result is None:
+            model = model or _load(directory, options)
+            journal = Journal(parts, task.name, fingerprint)
+            try:
+                result = task.run(model, journal)
+            finally:
+                journal.close()
+            _keep(parts, task, fingerprint, result)
+        results[task.name] = result
+    return results
+
+
+def _load(directory: Path, options: argparse.Namespace) -> EvalModel:
+    import torch
+
+    from eval.models import load
+
+    cuda = torch.cuda.is_available()
+    device = torch.device(options.device or ("cuda" if cuda else "cpu"))
+    dtype = (
+        getattr(torch, options.dtype) if options.dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
+    )
+    return load(directory, dtype, device)
+
+
+def _fingerprint(identity: str, task: Task, options: argparse.Namespace) -> str:
+    """Of all that decides a task's numbers; its change makes what was measured before void."""
+    content = [identity, task.name, task.made_by, options.dtype, options.device, options.token_budget, _versions()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return manifest.package_versions(_PACKAGES)
+
+
+def _manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a model that this project exported, which tells its provenance."""
+    file = directory / manifest.NAME
+    return read_json(file) if file.is_file() else None
+
+
+def _is_first_rank() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0 or int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def _kept(parts: Path, task: Task, fingerprint: str) -> TaskResult | None:
+    """What an earlier run measured, if it measured the same."""
+    from eval.results import TaskResult
+
+    file = parts / f"{task.name}.json"
+    if not file.is_file():
+        return None
+    body = read_json(file)
+    if body["fingerprint"] != fingerprint:
+        return None
+    return TaskResult.from_json(body["result"], body["items"])
+
+
+def _keep(parts: Path, task: Task, fingerprint: str, result: TaskResult) -> None:
+    if _is_first_rank():
+        body = {"fingerprint": fingerprint, "result": result.to_json(), "items": result.items}
+        write_json(parts / f"{task.name}.json", body)
+
+
+def _write(options: argparse.Namespace, results: dict[str, dict[str, TaskResult]], models: dict[str, Any]) -> None:
+    for name, found in results.items():
+        for task, result in found.items():
+            with atomic_file(options.out / "items" / name / f"{task}.jsonl", "w") as file:
+                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in result.items)
+    chosen = {
+        key: [str(one) for one in value]
+        if isinstance(value, list)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for key, value in vars(options).items()
+        if key not in ("models", "out")
+    }
+    body = {
+        "format_version": FORMAT_VERSION,
+        "suite": options.suite,
+        "options": json.loads(json.dumps(chosen, default=str)),
+        "code_version": manifest.code_version(),
+        "packages": manifest.package_versions() | _versions(),
+        "models": models,
+        "results": {name: {task: r.to_json() for task, r in found.items()} for name, found in results.items()},
+    }
+    write_json(options.out / "results.json", body)
