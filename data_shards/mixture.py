@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ class Sample(NamedTuple):
     """Name of the corpus."""
     number: int
     """Its number among the samples of that corpus."""
+    mask: np.ndarray | None = None
+    """bool [sequence_length]: the targets whose loss counts; None where the corpus has no loss masks: all do."""
 
 
 class TrainingOrder:
@@ -49,6 +51,7 @@ class TrainingOrder:
     Attributes:
         tokenizer: what all sources were tokenised with.
         weights: share of each source in the samples, adding up to 1.
+        masked: names of the sources that have loss masks.
 
     Raises `InputError` where sources do not fit together or their files do not match their manifests.
     """
@@ -63,6 +66,7 @@ class TrainingOrder:
         self._windows = [
             TrainingWindows(ShardSet(source.directory, "train"), sequence_length, seed) for source in sources
         ]
+        self.masked = [name for name, windows in zip(names, self._windows) if windows.stream.masked]
         self.tokenizer = self._common_tokenizer()
         self._turns = LargestDeficit(given or [float(windows.stream.tokens) for windows in self._windows])
         self.weights = {name: part / sum(self._turns.parts) for name, part in zip(names, self._turns.parts)}
@@ -87,22 +91,41 @@ class TrainingOrder:
         if sample < 0:
             raise IndexError(f"sample {sample} is before the first")
         source, index = self.choose(sample)
-        return Sample(self._windows[source][index], self.names[source], index)
+        masks = self._windows[source].target_masks(index, 1)
+        return Sample(self._windows[source][index], self.names[source], index, None if masks is None else masks[0])
 
     def batch(self, first: int, count: int) -> np.ndarray:
         """Samples first to first + count, tokens only: int64 [count, sequence_length + 1].
 
         Whatever the mixture, those of one source are neighbours there and are read at once.
         """
+        out = np.empty((count, self.sequence_length + 1), np.int64)
+        for windows, number, rows in self._by_source(first, count):
+            out[rows] = windows.batch(number, len(rows))
+        return out
+
+    def target_masks(self, first: int, count: int) -> np.ndarray | None:
+        """Which targets of samples first to first + count count: bool [count, sequence_length].
+
+        None where no source has loss masks, so that all targets count, as all of an unmasked source beside a masked one
+        do.
+        """
+        if not self.masked:
+            return None
+        out = np.ones((count, self.sequence_length), bool)
+        for windows, number, rows in self._by_source(first, count):
+            if windows.stream.masked:
+                out[rows] = windows.target_masks(number, len(rows))
+        return out
+
+    def _by_source(self, first: int, count: int) -> Iterator[tuple[TrainingWindows, int, np.ndarray]]:
+        """The sources that samples first to first + count come from: windows, number of the first one, and rows."""
         if first < 0:
             raise IndexError(f"sample {first} is before the first")
         chosen = np.array([self.choose(sample)[0] for sample in range(first, first + count)], np.int64)
         before = self.counts(first)
-        out = np.empty((count, self.sequence_length + 1), np.int64)
         for source in np.unique(chosen):
-            rows = np.flatnonzero(chosen == source)
-            out[rows] = self._windows[source].batch(before[self.names[source]], len(rows))
-        return out
+            yield self._windows[source], before[self.names[source]], np.flatnonzero(chosen == source)
 
     def documents(self, sample: int) -> list[tuple[int, int]]:
         """(epoch, document number in its source) of every document in a sample: to name what a bad batch held."""

@@ -5,6 +5,9 @@ endless stream of tokens; sample n of sequence length s is the stream from n*s t
 the last input has its target. Every token is thus an input exactly once per epoch, whatever the sequence length, and
 nothing about ranks, workers or restarts enters.
 
+Where shards have loss masks (instruction data), a sample also has the mask of its targets: bit i says whether the loss
+of predicting target i counts. It is read from the same places as the tokens, so it is a function of n as well.
+
 Memory per process: 8 bytes per document for where it lies and how long it is, 4.5 per document for an epoch's
 permutation (two epochs are kept, for windows across their border), and about 20 more for the seconds in which a
 permutation is made. 100 million documents: 1.7 GB, 3.7 GB at the peak; the 37 million of PubMed: 0.6 GB. The tokens
@@ -17,7 +20,7 @@ import bisect
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,12 +69,25 @@ class _Epoch:
         return self.documents[first:stop]
 
 
+class _Column(NamedTuple):
+    """One value per token of every document, and where it lies."""
+
+    values: list[np.ndarray]
+    """per shard, a 1-D array"""
+    begins: np.ndarray
+    """per document, where its values start in its shard's array"""
+
+
 class TokenStream:
     """The tokens of a shard set, epoch after epoch, readable from any position.
 
     Args:
         shards: the split to read.
         seed: of the permutations; None reads in build order (validation).
+
+    Attributes:
+        tokens: ids of one epoch.
+        masked: whether a shard has a loss mask; the tokens of shards without one all count.
 
     Raises `InputError` where the split has no tokens.
     """
@@ -84,6 +100,7 @@ class TokenStream:
         self.shards, self.seed, self.tokens = shards, seed, shards.tokens
         self._lengths = shards.lengths()
         self._begins = self._document_begins()
+        self.masked = any(shard.masked for shard in shards.shards)
         self._shard_starts = shards.starts.tolist()
         self._vocab_size = shards.manifest.tokenizer.vocab_size
         self._mean_length = self.tokens / len(self._lengths)
@@ -98,8 +115,18 @@ class TokenStream:
         return begins
 
     @functools.cached_property
-    def _values(self) -> list[np.ndarray]:
-        return [shard.values for shard in self.shards.shards]
+    def _ids(self) -> _Column:
+        return _Column([shard.values for shard in self.shards.shards], self._begins)
+
+    @functools.cached_property
+    def _masks(self) -> _Column:
+        """The loss masks; a shard without one lends every document the same ones (in no memory)."""
+        ones = np.broadcast_to(np.uint8(1), self._lengths.max())
+        begins = np.zeros(len(self.shards), np.int64)
+        for shard, start in zip(self.shards.shards, self.shards.starts):
+            if shard.masked:
+                begins[start : start + len(shard)] = shard.index["mask_offset"]
+        return _Column([shard.raw if shard.masked else ones for shard in self.shards.shards], begins)
 
     def _make_epoch(self, epoch: int) -> _Epoch:
         documents = None if self.seed is None else permutation(len(self._lengths), self.seed, epoch)
@@ -118,12 +145,7 @@ class TokenStream:
         for zero without a word.
         """
         out = np.empty(stop - start, np.int64)
-        filled = 0
-        while filled < len(out):
-            epoch, position = divmod(start + filled, self.tokens)
-            count = min(len(out) - filled, self.tokens - position)
-            self._copy(self._epoch(epoch), position, out[filled : filled + count])
-            filled += count
+        self._fill(self._ids, start, out)
         if out.max(initial=0) >= self._vocab_size:
             raise InputError(
                 f"a shard of {self.shards.directory / self.shards.split} is damaged: id {out.max()} among tokens "
@@ -131,6 +153,31 @@ class TokenStream:
                 f"`python -m data_shards verify {self.shards.directory}`"
             )
         return out
+
+    def read_mask(self, start: int, stop: int) -> np.ndarray:
+        """Whether the loss of predicting each token at positions start to stop counts: bool [stop - start].
+
+        Raises `InputError` where the mask holds anything but 0 and 1.
+        """
+        if not self.masked:
+            return np.ones(stop - start, bool)
+        out = np.empty(stop - start, np.uint8)
+        self._fill(self._masks, start, out)
+        if out.max(initial=0) > 1:
+            raise InputError(
+                f"a shard of {self.shards.directory / self.shards.split} is damaged: its loss mask says {out.max()} "
+                f"among tokens {start} to {stop} of the order, but may only say 0 or 1; run "
+                f"`python -m data_shards verify {self.shards.directory}`"
+            )
+        return out.view(bool)
+
+    def has_targets(self) -> bool:
+        """Whether the loss of any token counts. Looks no further than the first that does."""
+        return any(
+            not shard.masked or any(mask is not None and mask.any() for mask in map(shard.loss_mask, range(len(shard))))
+            for shard in self.shards.shards
+            if len(shard)
+        )
 
     def documents(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(epoch, document number) of every document that has a token at positions start to stop: for logs."""
@@ -150,7 +197,16 @@ class TokenStream:
             start += count
         return found
 
-    def _copy(self, order: _Epoch, position: int, out: np.ndarray) -> None:
+    def _fill(self, column: _Column, start: int, out: np.ndarray) -> None:
+        """Fill `out` with a column's values from position `start` of the stream on."""
+        filled = 0
+        while filled < len(out):
+            epoch, position = divmod(start + filled, self.tokens)
+            count = min(len(out) - filled, self.tokens - position)
+            self._copy(column, self._epoch(epoch), position, out[filled : filled + count])
+            filled += count
+
+    def _copy(self, column: _Column, order: _Epoch, position: int, out: np.ndarray) -> None:
         """Fill `out` from a position inside one epoch.
 
         A window is a handful of documents: lists and `bisect` beat NumPy calls on arrays that small, and one
@@ -168,9 +224,9 @@ class TokenStream:
             last = bisect.bisect_left(ends, stop)
             numbers = numbers[first:last]
             for number, begin, length in zip(
-                numbers.tolist(), self._begins.take(numbers).tolist(), lengths[first:last]
+                numbers.tolist(), column.begins.take(numbers).tolist(), lengths[first:last]
             ):
-                values = self._values[bisect.bisect_right(self._shard_starts, number) - 1]
+                values = column.values[bisect.bisect_right(self._shard_starts, number) - 1]
                 parts.append(values[begin : begin + length])
             if ends[first] < position:  # only of the first documents looked at
                 parts[0] = parts[0][position - ends[first] :]
@@ -189,6 +245,8 @@ class TrainingWindows:
         shards: the training split.
         sequence_length: inputs per sample.
         seed: of the document permutations.
+
+    Raises `InputError` where the split has no tokens, or none whose loss counts.
     """
 
     def __init__(self, shards: ShardSet, sequence_length: int, seed: int) -> None:
@@ -196,6 +254,11 @@ class TrainingWindows:
             raise InputError(f"the sequence length is {sequence_length}, but must be at least 1")
         self.shards, self.sequence_length, self.seed = shards, sequence_length, seed
         self.stream = TokenStream(shards, seed)
+        if not self.stream.has_targets():
+            raise InputError(
+                f"the split '{shards.split}' of {shards.directory} has nothing to learn: its loss masks leave out "
+                "every token; build it with masks that are 1 where the loss counts"
+            )
 
     def __getitem__(self, sample: int) -> np.ndarray:
         """int64 [sequence_length + 1]: inputs are all but the last, targets all but the first."""
@@ -217,6 +280,18 @@ class TrainingWindows:
         windows = np.lib.stride_tricks.sliding_window_view(stretch, self.sequence_length + 1)
         return windows[:: self.sequence_length].copy()
 
+    def target_masks(self, first: int, count: int) -> np.ndarray | None:
+        """Which targets of samples first to first + count count: bool [count, sequence_length], or None where all do.
+
+        Target i of a sample is its token i + 1; every token of the stream but the first is a target exactly once.
+        """
+        if not self.stream.masked:
+            return None
+        if first < 0:
+            raise IndexError(f"sample {first} is before the first")
+        start = first * self.sequence_length + 1
+        return self.stream.read_mask(start, start + count * self.sequence_length).reshape(count, -1)
+
     def epochs(self, samples: int) -> float:
         """How often the first `samples` samples have gone through all tokens."""
         return samples * self.sequence_length / self.stream.tokens
@@ -231,7 +306,8 @@ class ValidationWindows(Sequence[tuple[np.ndarray, np.ndarray]]):
     """A split read once, in build order, in windows that share no target; the last one is padded and masked.
 
     Item i is `(tokens, mask)`: int64 [sequence_length + 1] and bool [sequence_length], where the mask is True for
-    targets that are real. The masks of all items together have (tokens of the split - 1) True values.
+    targets that are real and whose loss counts. Without loss masks, the masks of all items together have (tokens of
+    the split - 1) True values.
 
     Args:
         shards: the split.
@@ -253,7 +329,7 @@ class ValidationWindows(Sequence[tuple[np.ndarray, np.ndarray]]):
         tokens = np.full(self.sequence_length + 1, self.shards.manifest.tokenizer.eos_id, np.int64)
         tokens[: stop - start] = self._stream.read(start, stop)
         mask = np.zeros(self.sequence_length, bool)
-        mask[: stop - start - 1] = True
+        mask[: stop - start - 1] = self._stream.read_mask(start + 1, stop)
         return tokens, mask
 
 

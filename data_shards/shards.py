@@ -330,6 +330,16 @@ class Shard:
         # A plain array view: indexing np.memmap itself costs several times as much.
         return np.asarray(np.memmap(self.path, self.dtype, "r", shape=(count,)))
 
+    @property
+    def masked(self) -> bool:
+        """Whether its documents have loss masks."""
+        return "mask_offset" in (self.index.dtype.names or ())
+
+    @property
+    def raw(self) -> np.ndarray:
+        """The whole file as uint8, the same map as `values`; a document's mask starts at `index["mask_offset"]`."""
+        return self.values.view(np.uint8)
+
     def __getstate__(self) -> dict[str, Any]:
         """Maps are opened again by the process that unpickles."""
         return {key: value for key, value in self.__dict__.items() if key not in ("values", "index")}
@@ -345,10 +355,10 @@ class Shard:
 
     def loss_mask(self, document: int) -> np.ndarray | None:
         """The document's loss mask, uint8 of shape [length], or None where the shard has none."""
-        if "mask_offset" not in (self.index.dtype.names or ()):
+        if not self.masked:
             return None
         offset, length = int(self.index["mask_offset"][document]), int(self.index["length"][document])
-        return self.values.view(np.uint8)[offset : offset + length]
+        return self.raw[offset : offset + length]
 
 
 class ShardSet:

@@ -24,7 +24,7 @@ def training_batches(
     """
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     for start in range(first_sample + rank * micro_batch, first_sample + global_batch, size * micro_batch):
-        yield to_batch(order.batch(start, micro_batch), None, device)
+        yield to_batch(order.batch(start, micro_batch), order.target_masks(start, micro_batch), device)
 
 
 def to_batch(windows: np.ndarray, mask: np.ndarray | None, device: torch.device) -> Batch:

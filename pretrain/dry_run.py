@@ -39,6 +39,7 @@ def describe(config: PretrainConfig) -> str:
         f"{steps * config.tokens_per_step * shape.flops_per_token(data.sequence_length):.3g} model FLOPs",
         *(
             f"source      {name}: {tokens[name]:,} tokens, weight {order.weights[name]:.3f}, {epochs[name]:.2f} epochs"
+            + (", loss by its masks" if name in order.masked else "")
             for name in order.names
         ),
         f"checkpoints {_checkpoints(config, run, steps)}",

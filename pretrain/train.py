@@ -62,6 +62,8 @@ def _banner(trainer: Trainer, tracker: Tracker) -> str:
         ),
         f"steps: {trainer.progress.step:,} of {trainer.steps:,} done",
     ]
+    if trainer.order.masked:
+        lines.append(f"loss masks: of {', '.join(trainer.order.masked)}, only targets whose mask is 1 count")
     if tracker.url:
         lines.append(f"W&B: {tracker.url}")
     return "\n".join(lines)

@@ -84,6 +84,9 @@ class Trainer:
         """One optimizer step; returns its metrics. Raises `InputError` before a non-finite step reaches the weights.
 
         The seconds of its parts go to the meter, by name: waiting for data lies within forward and backward.
+
+        Where loss masks leave out every target of the global batch, there is nothing to learn from: weights and
+        optimizer stay as they are (no decay, no momentum), the loss is given as 0, and `health/skipped` says so.
         """
         began = time.monotonic()
         train, adamw = self.config.train, self.parts.optimizer
@@ -94,7 +97,7 @@ class Trainer:
         batches = Timed(
             training_batches(self.order, self.progress.samples, train.global_batch, train.micro_batch, self.device)
         )
-        loss, tokens = run_schedule(
+        loss, targets = run_schedule(
             self.parts.chunks,
             batches,
             self.micro_batches,
@@ -113,11 +116,19 @@ class Trainer:
             )
         peak = self.config.optimizer.lr
         rate = learning_rate(self.progress.step + 1, self.steps, peak, self.config.schedule)
-        optimizer.set_rates(adamw, rate, self.config.optimizer.weight_decay)
-        optimizer.update(adamw, norm, self.config.optimizer.clip)
+        if targets:
+            optimizer.set_rates(adamw, rate, self.config.optimizer.weight_decay)
+            optimizer.update(adamw, norm, self.config.optimizer.clip)
+        elif ranks.is_logging_rank():
+            log.warning(
+                "step %d is skipped, the weights stay: the loss masks leave out every target of samples %d to %d",
+                self.progress.step + 1,
+                self.progress.samples,
+                self.progress.samples + train.global_batch - 1,
+            )
         self.progress.step += 1
         self.progress.samples += train.global_batch
-        self.progress.tokens += tokens
+        self.progress.tokens += self.config.tokens_per_step
         ended = time.monotonic()
         self.meter.add(
             {
@@ -128,12 +139,17 @@ class Trainer:
             },
             self.config.tokens_per_step,
         )
-        return {
+        values = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/lr": rate,
             "train/tokens": self.progress.tokens,
         }
+        if self.order.masked:
+            values["train/targets"] = targets
+        if not targets:
+            values["health/skipped"] = 1
+        return values
 
     def validate(self) -> dict[str, float]:
         """Validation loss and perplexity of every source."""

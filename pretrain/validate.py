@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 
 import parallel.cpu  # noqa: F401  (must come before megatron.core)
 from data_shards.order import ValidationWindows
+from parallel import ranks
 from parallel.layout import Layout
 from pretrain.data import Batch, to_batch
 from pretrain.step import run_schedule
 
 from megatron.core import parallel_state
+
+log = logging.getLogger("pretrain")
 
 
 def validate(
@@ -29,7 +33,8 @@ def validate(
     """`val/loss/<source>` and `val/perplexity/<source>` for each source; collective.
 
     `samples` limits the windows of each source, taken from its beginning (0: all). The loss is the mean over tokens,
-    so that it is comparable between runs and equals what `transformers` computes over the same windows.
+    so that it is comparable between runs and equals what `transformers` computes over the same windows. A source has no
+    loss where its masks leave out every target of these windows: a warning says so.
     """
     for chunk in chunks:
         chunk.eval()
@@ -37,7 +42,11 @@ def validate(
     with torch.no_grad():
         for source, windows in sources.items():
             number = min(len(windows), samples) if samples else len(windows)
-            loss = _mean_loss(chunks, windows, number, layout, micro_batch, device)
+            loss, targets = _mean_loss(chunks, windows, number, layout, micro_batch, device)
+            if not targets:
+                if ranks.is_logging_rank():
+                    log.warning("no validation loss of %s: its loss masks leave out every target measured", source)
+                continue
             values[f"val/loss/{source}"] = loss
             values[f"val/perplexity/{source}"] = math.exp(min(loss, 700.0))
     for chunk in chunks:
@@ -52,14 +61,14 @@ def _mean_loss(
     layout: Layout,
     micro_batch: int,
     device: torch.device,
-) -> float:
+) -> tuple[float, int]:
+    """(mean loss, number of targets)."""
     data = parallel_state.get_data_parallel_world_size()
     count = math.ceil(number / (micro_batch * data))
     if layout.virtual_pipeline > 1:  # the interleaved schedule wants whole rounds of the pipeline
         count = math.ceil(count / layout.pipeline) * layout.pipeline
     batches = _batches(windows, number, count, micro_batch, device)
-    loss, _ = run_schedule(chunks, batches, count, micro_batch, windows.sequence_length, forward_only=True)
-    return loss
+    return run_schedule(chunks, batches, count, micro_batch, windows.sequence_length, forward_only=True)
 
 
 def _batches(

@@ -31,12 +31,13 @@ def write_build(
     splits: dict[str, Sequence[np.ndarray]],
     *,
     records: dict[str, Sequence[dict[str, Any]]] | None = None,
+    masks: dict[str, Sequence[np.ndarray]] | None = None,
     tokenizer: TokenizerInfo = LLAMA,
     dtype: type[np.integer] = np.uint16,
     documents_per_shard: int = 50,
     block_tokens: int = 4000,
 ) -> Path:
-    """Write documents' ids as a finished build."""
+    """Write documents' ids (and loss masks) as a finished build."""
     infos: dict[str, list[ShardInfo]] = {}
     for split, documents in splits.items():
         infos[split] = []
@@ -44,11 +45,42 @@ def write_build(
             with ShardWriter(directory / split / f"shard-{shard:05d}.tar", dtype, block_tokens) as writer:
                 for number in range(first, min(first + documents_per_shard, len(documents))):
                     record = records[split][number] if records else {"id": f"{split}:{number}"}
-                    writer.add(documents[number], record)
+                    writer.add(documents[number], record, masks[split][number] if masks else None)
             infos[split].append(writer.info)
     content = ShardManifest(tokenizer, np.dtype(dtype).name, infos).to_json()
     manifest.write(directory, STAGE, {}, [], content)
     return directory
+
+
+def build_questions(
+    directory: Path, real_data: Path, tokenizer_path: Path, count: int, *, loss: str = "answers"
+) -> ShardSet:
+    """A build of real MedMCQA questions, one in eight for validation.
+
+    `loss` "answers": of the answer and EOS alone; "all ones": masks that leave out nothing; "unmasked": no masks.
+    """
+    tokenizer = tokens.load(tokenizer_path)
+    with open(real_data / "medmcqa" / "dev_sample_open.json", encoding="utf-8") as lines:
+        rows = [json.loads(line) for number, line in enumerate(lines) if number < count]
+    prompts = [f"{row['question']} {row['opa']}, {row['opb']}, {row['opc']} or {row['opd']}? Answer:" for row in rows]
+    answers = [f" {row['op' + 'abcd'[row['cop'] - 1]]}" for row in rows]
+    ids = tokenizer.encode_batch([prompt + answer for prompt, answer in zip(prompts, answers)])
+    masks = []
+    for document, prompt in zip(ids, tokenizer.encode_batch(prompts)):
+        mask = np.zeros(len(document), np.uint8)
+        mask[len(prompt) - 1 if loss == "answers" else 0 :] = 1  # the prompt's ids are BOS, its text and EOS
+        masks.append(mask)
+    parts = {"train": [n for n in range(len(rows)) if n % 8], "validation": list(range(0, len(rows), 8))}
+    info = TokenizerInfo(
+        str(tokenizer.path), tokenizer.sha256, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id
+    )
+    write_build(
+        directory,
+        {split: [ids[n] for n in numbers] for split, numbers in parts.items()},
+        masks={split: [masks[n] for n in numbers] for split, numbers in parts.items()} if loss != "unmasked" else None,
+        tokenizer=info,
+    )
+    return ShardSet(directory)
 
 
 def build_abstracts(directory: Path, real_data: Path, count: int = 260, first: int = 0) -> ShardSet:

@@ -36,17 +36,22 @@ def validation(rows):
     return found[0], found[-1]
 
 
-def reference(model, inputs):
-    """The plain loop: transformers, torch's AdamW, the same windows; its losses and gradient norms."""
-    order = TrainingOrder([Source("articles", Path(inputs.shards))], SEQUENCE, 7)
+def articles(inputs):
+    return TrainingOrder([Source("articles", Path(inputs.shards))], SEQUENCE, 7)
+
+
+def reference(model, order):
+    """The plain loop: transformers, torch's AdamW, the same windows and loss masks; its losses."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-8)
     curve = []
     for step in range(STEPS):
-        windows = np.stack([order.sample(number).tokens for number in range(step * BATCH, (step + 1) * BATCH)])
-        loss = mean_loss(model, torch.from_numpy(windows), torch.ones(BATCH, SEQUENCE))
+        samples = [order.sample(number) for number in range(step * BATCH, (step + 1) * BATCH)]
+        windows = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
+        masks = np.stack([np.ones(SEQUENCE) if sample.mask is None else sample.mask for sample in samples])
+        loss = mean_loss(model, windows, torch.from_numpy(masks).float())
         adamw.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -65,7 +70,7 @@ def mean_loss(model, windows, mask):
 
 @pytest.fixture(scope="module")
 def plain(inputs):
-    return reference(AutoModelForCausalLM.from_pretrained(inputs.hugging_face, dtype=torch.float32), inputs)
+    return reference(AutoModelForCausalLM.from_pretrained(inputs.hugging_face, dtype=torch.float32), articles(inputs))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -106,7 +111,7 @@ def test_interleaved_stages_on_eight_layers(inputs, tmp_path):
     convert.import_main([str(tmp_path / "hf"), str(tmp_path / "base")])
     layout = Layout(tensor=2, pipeline=2, virtual_pipeline=2)
     run_ranks(4, quietly, make_config(tmp_path / "run", inputs, layout, 2, base=str(tmp_path / "base")))
-    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(reference(model, inputs), abs=1e-4)
+    assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(reference(model, articles(inputs)), abs=1e-4)
 
 
 def test_bf16_follows_fp32_at_every_layout(inputs, plain, tmp_path):
