@@ -115,6 +115,30 @@ def _checked_confusion(confusion: np.ndarray) -> np.ndarray:
     return confusion
 
 
+def micro_f1_interval(counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Bounds of the 95 % bootstrap interval of micro F1 over documents.
+
+    Args:
+        counts: int [documents, 3]: right, wrong and missing answers of each document.
+
+    Documents with the same counts are resampled together by their number: the same distribution, faster. A resample
+    without any answer, wanted or given, counts as 0. Raises `ValueError` where there are no documents.
+    """
+    counts = np.asarray(counts, np.int64)
+    if counts.ndim != 2 or counts.shape[1] != 3 or len(counts) == 0 or (counts < 0).any():
+        raise ValueError(f"counts of right, wrong and missing answers of documents are needed, not {counts.shape}")
+    kinds, number = np.unique(counts, axis=0, return_counts=True)
+    random = np.random.default_rng(seed)
+    resampled = np.empty((RESAMPLES, 3))
+    batch = max(1, _NUMBERS_AT_ONCE // len(kinds))
+    for start in range(0, RESAMPLES, batch):
+        rows = random.multinomial(len(counts), number / len(counts), min(batch, RESAMPLES - start))
+        resampled[start : start + batch] = rows @ kinds
+    right, wrong, missing = resampled.T
+    low, high = np.percentile(2 * right / np.maximum(1, 2 * right + wrong + missing), _PERCENTILES)
+    return float(low), float(high)
+
+
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """The mean of a - b over the same items, and the bounds of its 95 % bootstrap interval.
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from eval.meteor import Meteor
-from eval.overlap import corpus_bleu, overlap, rouge, sentence_bleu
+from eval.overlap import Overlap, corpus_bleu, overlap, rouge, sentence_bleu
 from eval.word_pieces import BERT, SCIBERT, WordPieces
 from job.errors import InputError
 
@@ -62,6 +62,8 @@ class TextScores:
     """`bleu_2`, `bleu_4`, `rouge_1`, `rouge_2`, `rouge_l` and, with WordNet, `meteor`."""
     of_each: dict[str, np.ndarray]
     """float64 [count]: each text's own ROUGE and METEOR and, where BLEU is a mean over texts, BLEU."""
+    counts: Overlap
+    """What BLEU is made of."""
 
     @property
     def stands_in(self) -> bool:
@@ -131,6 +133,7 @@ def score(
         len(references),
         {name: scores[name] for name in order if name in scores},
         of_each,
+        counts,
     )
 
 
