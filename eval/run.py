@@ -225,10 +225,6 @@ def _keep(parts: Path, task: Task, fingerprint: str, result: TaskResult) -> None
 
 
 def _write(options: argparse.Namespace, results: dict[str, dict[str, TaskResult]], models: dict[str, Any]) -> None:
-    for name, found in results.items():
-        for task, result in found.items():
-            with atomic_file(options.out / "items" / name / f"{task}.jsonl", "w") as file:
-                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in result.items)
     chosen = {
         key: [str(one) for one in value]
         if isinstance(value, list)
@@ -238,13 +234,36 @@ def _write(options: argparse.Namespace, results: dict[str, dict[str, TaskResult]
         for key, value in vars(options).items()
         if key not in ("models", "out")
     }
+    write_results(options.out, options.suite, json.loads(json.dumps(chosen, default=str)), results, models)
+
+
+def write_results(
+    out: Path,
+    suite_name: str,
+    options: dict[str, Any],
+    results: dict[str, dict[str, TaskResult]],
+    models: dict[str, Any],
+) -> None:
+    """Write `results.json` and, per model and task, the items.
+
+    Args:
+        out: the directory; see the top of this module.
+        suite_name: what was measured.
+        options: JSON of what was asked for.
+        results: by model, then task.
+        models: by name: directory, checksum, manifest.
+    """
+    for name, found in results.items():
+        for task, result in found.items():
+            with atomic_file(out / "items" / name / f"{task}.jsonl", "w") as file:
+                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in result.items)
     body = {
         "format_version": FORMAT_VERSION,
-        "suite": options.suite,
-        "options": json.loads(json.dumps(chosen, default=str)),
+        "suite": suite_name,
+        "options": options,
         "code_version": manifest.code_version(),
         "packages": manifest.package_versions() | _versions(),
         "models": models,
         "results": {name: {task: r.to_json() for task, r in found.items()} for name, found in results.items()},
     }
-    write_json(options.out / "results.json", body)
+    write_json(out / "results.json", body)

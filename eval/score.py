@@ -1,0 +1,163 @@
+"""`python -m eval score FILE --out DIR`: score generated texts or molecules that lie in a file, without any model.
+
+A file has three columns between tabs, as MolT5 publishes its predictions: `SMILES`, `ground truth`, `output` for texts
+about molecules, or `description`, `ground truth`, `output` for molecules (SMILES). What comes out is what the suites
+write, so that reports and `compare` read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.readers.text import read_table
+from data_shards.articles import Reject
+from job.errors import InputError
+from job.files import sha256_file
+
+if TYPE_CHECKING:
+    from eval.results import TaskResult
+    from eval.text_results import TextScorer
+
+VERSION = "1"
+_TRUTH, _OUTPUT = "ground truth", "output"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A file of predictions."""
+
+    path: Path
+    of_molecules: bool
+    """whether the outputs are SMILES"""
+    inputs: list[str]
+    references: list[str]
+    outputs: list[str]
+
+    @property
+    def name(self) -> str:
+        """The file's, without suffixes."""
+        return self.path.name.split(".")[0]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb."""
+    from eval import text_results
+
+    parser = argparse.ArgumentParser(
+        prog="python -m eval score",
+        description="Score predictions in a file, without a model: texts about molecules (BLEU, ROUGE, METEOR under "
+        "every named definition), or molecules for texts (validity, exact match, similarities).",
+        epilog="a file has three columns between tabs and a header line:\n"
+        "  SMILES       ground truth  output     texts about molecules (any first column but the next will do)\n"
+        "  description  ground truth  output     molecules, as SMILES\n\n"
+        "example: python -m eval score molt5-base-smiles2caption.txt --vocabulary scibert/vocab.txt bert/vocab.txt "
+        "--wordnet wordnet.zip --out scores",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="predictions; also .gz or .zst")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of results and report")
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
+    text_results.add_options(parser)
+    options = parser.parse_args(arguments)
+
+    from eval import report
+
+    predictions = [read(path) for path in options.files]
+    names = [one.name for one in predictions]
+    if len(set(names)) < len(names):
+        raise InputError(f"files have the same names ({', '.join(names)}); rename one")
+    scorer = text_results.read_scorer(options.vocabulary, options.wordnet)
+    results = {one.name: score(one, scorer, options.seed) for one in predictions}
+    write(options, results, predictions)
+    report.write(options.out)
+    report.print_tables(options.out)
+    print(f"results: {options.out / 'results.json'}")
+    return 0
+
+
+def read(path: Path) -> Predictions:
+    """Read a file of predictions; raises `InputError` where it is missing, has other columns, or has a torn row."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; a file of predictions is needed")
+    rows = [row for _, row in read_table(path, _refuse(path), delimiter="\t", quoted=False)]
+    if not rows:
+        raise InputError(f"{path} has a header but no predictions")
+    columns = list(rows[0])
+    if len(columns) != 3 or columns[1:] != [_TRUTH, _OUTPUT]:
+        raise InputError(
+            f"{path} has the columns {', '.join(columns)}; needed are SMILES (or description), {_TRUTH}, {_OUTPUT}, "
+            "between tabs"
+        )
+    references = [row[_TRUTH] for row in rows]
+    empty = next((number for number, text in enumerate(references, 2) if not text.strip()), None)
+    if empty is not None:
+        raise InputError(f"{path} line {empty} has no ground truth")
+    return Predictions(
+        path,
+        columns[0] == "description",
+        [row[columns[0]] for row in rows],
+        references,
+        [row[_OUTPUT] for row in rows],
+    )
+
+
+def _refuse(path: Path) -> Any:
+    def refuse(reject: Reject) -> None:
+        raise InputError(f"{path} {reject.source_position}: {reject.detail or reject.reason}")
+
+    return refuse
+
+
+def score(predictions: Predictions, scorer: TextScorer, seed: int) -> TaskResult:
+    """Metrics of a file, with those of each row."""
+    from eval.molecule_results import molecule_metrics
+    from eval.results import TaskResult
+
+    made_by: dict[str, Any] = {"file_sha256": sha256_file(predictions.path), "seed": seed}
+    if predictions.of_molecules:
+        metrics, of_each = molecule_metrics(predictions.outputs, predictions.references, seed)
+        notes = []
+    else:
+        metrics, of_each = scorer.score(predictions.outputs, predictions.references, seed)
+        made_by["scoring"] = scorer.to_json()
+        notes = scorer.notes
+    first = next(iter(metrics))
+    items = [
+        {
+            "id": str(number + 1),
+            "input": predictions.inputs[number],
+            "reference": predictions.references[number],
+            "answer": predictions.outputs[number],
+            "score": float(of_each[first][number]),
+            "scores": {name: _number(values[number]) for name, values in of_each.items()},
+        }
+        for number in range(len(predictions.outputs))
+    ]
+    task = "text-to-molecule" if predictions.of_molecules else "molecule-to-text"
+    return TaskResult(task, VERSION, metrics, items, made_by, notes=notes)
+
+
+def _number(value: Any) -> float | None:
+    return None if value != value else float(value)
+
+
+def write(options: argparse.Namespace, results: dict[str, TaskResult], predictions: Sequence[Predictions]) -> None:
+    """Write `results.json` and the items, as `eval.run` does for models."""
+    from eval.run import write_results
+
+    models = {
+        one.name: {"directory": str(one.path), "checksum": sha256_file(one.path), "manifest": None}
+        for one in predictions
+    }
+    chosen = {
+        "suite": "score",
+        "seed": options.seed,
+        "data": [str(path) for path in options.files],
+        "vocabulary": [str(path) for path in options.vocabulary],
+        "wordnet": str(options.wordnet) if options.wordnet else None,
+    }
+    write_results(options.out, "score", chosen, {name: {found.task: found} for name, found in results.items()}, models)
