@@ -69,6 +69,20 @@ class Journal:
             self._file.close()
 
 
+class Memory(Journal):
+    """A journal that no file keeps."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keep some records, each with its `id`."""
+        self._records |= {record["id"]: record for record in records}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def work_through(
     identifiers: Sequence[str],
     lengths: Sequence[int],

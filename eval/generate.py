@@ -1,0 +1,126 @@
+"""Text that a causal language model generates after many prompts: in batches of like length, over ranks, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from align.model import cut_at
+from eval.models import EvalModel
+from eval.work import Journal, Memory, Record, work_through
+from job.errors import InputError
+
+
+def generate(
+    model: EvalModel,
+    prompts: Mapping[str, str],
+    journal: Journal | None,
+    *,
+    max_new_tokens: int,
+    stops: Sequence[str] = (),
+    token_budget: int = 16_384,
+    what: str = "answers",
+    **options: Any,
+) -> dict[str, str]:
+    """What the model writes after each prompt, up to an end token, the first stop string or `max_new_tokens`.
+
+    Collective: every rank returns all texts. Prompts are encoded with the special tokens of the tokenizer's default; a
+    prompt that leaves no room for `max_new_tokens` loses tokens on its left, as in lm-eval (see `too_long`).
+
+    Args:
+        model: with its tokenizer.
+        prompts: by unique id.
+        journal: where texts are kept so that a killed run goes on; None: nowhere.
+        max_new_tokens: longest text, in tokens.
+        stops: strings before which a text ends.
+        token_budget: padded tokens of a batch, prompts and new tokens, beams counted.
+        what: for the progress bar.
+        options: of transformers' `generate`, such as `num_beams`. Without any, decoding is greedy: nothing is taken
+            from the model's own generation_config.json but its end tokens.
+
+    Raises `InputError` where a prompt has no tokens or the model is too short for `max_new_tokens`.
+    """
+    room = _room(model, max_new_tokens)
+    encoded = _encode(model, prompts)
+    for name, ids in encoded.items():
+        if not ids:
+            raise InputError(f"the prompt of {name} is empty")
+    config = _config(model, max_new_tokens, stops, options)
+    names = list(prompts)
+    rows = [encoded[name][-room:] for name in names]
+    lengths = [(len(ids) + max_new_tokens) * (config.num_beams or 1) for ids in rows]
+
+    def work(batch: list[int]) -> list[Record]:
+        found = _generate(model, [rows[row] for row in batch], config)
+        texts = model.tokenizer.batch_decode(found, skip_special_tokens=True)
+        return [{"id": names[row], "text": cut_at(text, stops)} for row, text in zip(batch, texts, strict=True)]
+
+    records = work_through(names, lengths, work, Memory() if journal is None else journal, token_budget, what)
+    return {record["id"]: record["text"] for record in records}
+
+
+def too_long(model: EvalModel, prompts: Mapping[str, str], max_new_tokens: int) -> list[str]:
+    """Ids of the prompts that `generate` cuts on the left so that `max_new_tokens` have room."""
+    room = _room(model, max_new_tokens)
+    return [name for name, ids in _encode(model, prompts).items() if len(ids) > room]
+
+
+def _room(model: EvalModel, max_new_tokens: int) -> int:
+    room = model.max_length - max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"{model.directory} is made for {model.max_length:,} tokens: {max_new_tokens:,} new ones leave no room for "
+            "a prompt"
+        )
+    return room
+
+
+def _encode(model: EvalModel, prompts: Mapping[str, str]) -> dict[str, list[int]]:
+    if not prompts:
+        return {}
+    found = model.tokenizer(list(prompts.values()), return_attention_mask=False, verbose=False)
+    return dict(zip(prompts, found["input_ids"], strict=True))
+
+
+def _config(
+    model: EvalModel, max_new_tokens: int, stops: Sequence[str], options: Mapping[str, Any]
+) -> GenerationConfig:
+    tokenizer = model.tokenizer
+    own = getattr(model.language_model.generation_config, "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    ends = list(dict.fromkeys(token for token in ends if token is not None))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    chosen: dict[str, Any] = {"do_sample": False, "num_beams": 1} | dict(options)
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=ends or None,
+        bos_token_id=tokenizer.bos_token_id,
+        stop_strings=list(stops) or None,
+        **chosen,
+    )
+
+
+@torch.inference_mode()
+def _generate(model: EvalModel, rows: Sequence[Sequence[int]], config: GenerationConfig) -> Tensor:
+    """New tokens of each row, padded on the right: (rows, new tokens)."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*[config.pad_token_id] * (longest - len(row)), *row] for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    language_model: Any = model.language_model
+    own = language_model.generation_config
+    language_model.generation_config = GenerationConfig()  # transformers fills what `config` leaves open from it
+    try:
+        whole: Tensor = language_model.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=config,
+            tokenizer=model.tokenizer if config.stop_strings else None,
+        )
+    finally:
+        language_model.generation_config = own
+    return whole[:, longest:]
