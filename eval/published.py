@@ -32,13 +32,18 @@ class _Benchmark:
 
 
 def rows(task: str) -> tuple[PublishedRow, ...]:
-    """The published rows that belong beside one of our tasks, in the order of the file."""
-    return tuple(
-        row
-        for benchmark in _benchmarks()
-        if any(fnmatchcase(task, pattern) for pattern in benchmark.tasks)
-        for row in benchmark.rows
-    )
+    """The published rows that belong beside one of our tasks, in the order of the file.
+
+    Rows of the same model, setting and source are one row with the metrics of both.
+    """
+    merged: dict[tuple[str, str, str], PublishedRow] = {}
+    for benchmark in _benchmarks():
+        if any(fnmatchcase(task, pattern) for pattern in benchmark.tasks):
+            for row in benchmark.rows:
+                key = row.model, row.setting, row.source
+                values = merged[key].values | row.values if key in merged else row.values
+                merged[key] = PublishedRow(*key, values)
+    return tuple(merged.values())
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from job.files import read_json, sha256_file, write_text
 
 _MOST_ROWS = 40
 """of a console table; with more, each task shows its first metric alone"""
+_MOST_COLUMNS = 7
+"""of a task's table; with more metrics, each has a row"""
 _FEWEST_OF_A_SUBJECT = 5
 
 Results = dict[str, dict[str, TaskResult]]
@@ -223,20 +225,29 @@ def _task_section(evaluation: Evaluation, task: str, sources: list[str]) -> list
     found = evaluation.of_task(task)
     first = next(iter(found.values()))
     metrics = list(dict.fromkeys(name for result in found.values() for name in result.metrics))
-    rows = []
-    for model, result in found.items():
-        failed = " (not to be used)" if result.failed else ""
-        rows.append([f"**{model}**{failed}", "ours", *_cells(result.metrics, metrics)])
-    for name, baseline in first.baselines.items():
-        rows.append([f"baseline: {name}", "-", *_cells(baseline, metrics)])
+    columns = {
+        f"**{model}**" + (" (not to be used)" if result.failed else ""): result.metrics
+        for model, result in found.items()
+    }
+    columns |= {f"baseline: {name}": baseline for name, baseline in first.baselines.items()}
     theirs = [row for row in published.rows(task) if row.values.keys() & set(metrics)]
+    published_rows = []
     for row in theirs:
         if row.source not in sources:
             sources.append(row.source)
-        values = {metric: Metric(value) for metric, value in row.values.items()}
-        reference = f"published ({row.setting}; source {sources.index(row.source) + 1})"
-        rows.append([row.model, reference, *_cells(values, metrics)])
-    parts = [f"## {_cell(task)}", "", f"{_described(first)}.", "", *_table(["model", "", *metrics], rows), ""]
+        place = f"{row.model}: published, {row.setting} [source {sources.index(row.source) + 1}]"
+        published_rows.append((place, {metric: Metric(value) for metric, value in row.values.items()}))
+    parts = [f"## {_cell(task)}", "", f"{_described(first)}.", ""]
+    if len(metrics) <= _MOST_COLUMNS:
+        parts += [
+            *_table(["", *metrics], [[name, *_cells(v, metrics)] for name, v in [*columns.items(), *published_rows]])
+        ]
+    else:
+        parts += _table(["metric", *columns], [[name, *_across(columns.values(), name)] for name in metrics])
+        shown = [name for name in metrics if any(name in values for _, values in published_rows)]
+        if shown:
+            parts += ["", *_table(["", *shown], [[name, *_cells(values, shown)] for name, values in published_rows])]
+    parts.append("")
     notes = dict.fromkeys(note for result in found.values() for note in result.notes)
     parts += [*(f"- {_cell(note)}" for note in notes), ""] if notes else []
     if theirs:
@@ -383,8 +394,12 @@ def _draw_subjects(evaluation: Evaluation, task: str) -> Path | None:
 # Markdown and HTML
 
 
-def _cells(values: dict[str, Metric], metrics: Sequence[str]) -> list[str]:
+def _cells(values: Mapping[str, Metric], metrics: Sequence[str]) -> list[str]:
     return [with_interval(values[name]) if name in values else "" for name in metrics]
+
+
+def _across(columns: Iterable[Mapping[str, Metric]], metric: str) -> list[str]:
+    return [with_interval(values[metric]) if metric in values else "" for values in columns]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
