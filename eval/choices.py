@@ -179,12 +179,7 @@ class SharedPrefixLM(TemplateLM):
                 prefix.append(self._scorer.prefix(begin))
             found = self._scorer.score([questions[row] for row in rows], prefix[0] if prefix else None)
             return [
-                {
-                    "id": names[row],
-                    "nats": [one.nats for one in likelihoods],
-                    "greedy": [one.greedy for one in likelihoods],
-                }
-                for row, likelihoods in zip(rows, found, strict=True)
+                {"id": names[row], "likelihoods": likelihoods} for row, likelihoods in zip(rows, found, strict=True)
             ]
 
         names = [_name(question) for question in questions]
