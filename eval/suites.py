@@ -41,6 +41,8 @@ class Suite(Protocol):
 
 SUITES = {
     "perplexity": "eval.perplexity_suite",
+    "structures": "eval.structure_suite",
+    "biogpt": "eval.biogpt_suite",
 }
 """By name, the module."""
 
