@@ -120,6 +120,7 @@ def micro_f1_interval(counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
     Args:
         counts: int [documents, 3]: right, wrong and missing answers of each document.
+        seed: of the resamples.
 
     Documents with the same counts are resampled together by their number: the same distribution, faster. A resample
     without any answer, wanted or given, counts as 0. Raises `ValueError` where there are no documents.
