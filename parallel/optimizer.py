@@ -106,6 +106,17 @@ def update(optimizer: MegatronOptimizer, norm: float, clip: float) -> None:
         part.step_with_ready_grads()
 
 
+def gather_weights(chunks: list[DistributedDataParallel]) -> None:
+    """Bring updated weights from the ranks that updated them to all; collective.
+
+    With `overlap` that waits for the next forward pass otherwise, so that a checkpoint would hold a mixture of new
+    weights and those of the step before. Without it, there is nothing to do.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 def _parts(optimizer: MegatronOptimizer) -> list[Any]:
     return getattr(optimizer, "chained_optimizers", [optimizer])
 

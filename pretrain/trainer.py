@@ -162,6 +162,7 @@ class Trainer:
         """Write a checkpoint, point `latest` at it, drop those that retention does not keep; returns its metrics."""
         began = time.monotonic()
         path = self.run.checkpoint(self.progress.step)
+        optimizer.gather_weights(self.parts.chunks)
         content = {
             "config": configs.as_dict(self.config),
             "inputs": self.references,
