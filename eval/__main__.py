@@ -8,7 +8,11 @@ from eval import run
 from job.errors import run_command
 from job.verbs import dispatch
 
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "watch": ("eval.watch:main", "score the checkpoints of a training run as they appear"),
+    "pretraining": ("eval.pretraining:main", "does continued pretraining help? base against continued, over seeds"),
+    "score": ("eval.score:main", "score predictions in a file, without a model"),
+}
 
 
 def main() -> int | None:

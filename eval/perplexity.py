@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import bootstrap
 from transformers import PreTrainedTokenizerBase
 
 from data_shards.order import ValidationWindows
 from eval.models import EvalModel
 from eval.results import Metric, TaskResult
+from eval.statistics import ratio_interval
 from eval.work import Journal, Record, work_through
 from job.errors import InputError
 
@@ -113,25 +113,8 @@ def _score(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Sum over sum, with its 95 % percentile bootstrap interval over windows; the ratio itself where there is one."""
-    ratio = float(above.sum() / below.sum())
-    if len(above) < 2:
-        return ratio, ratio, ratio
-
-    def statistic(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
-        return a.sum(axis) / b.sum(axis)
-
-    found = bootstrap(
-        (above, below),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=10_000,
-        batch=max(1, 1_000_000 // len(above)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return ratio, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    """Sum over sum, with its interval over windows."""
+    return float(above.sum() / below.sum()), *ratio_interval(above, below, seed)
 
 
 def _exp(loss: float) -> float:

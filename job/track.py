@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+import tomllib
 import uuid
 from pathlib import Path
 from typing import Any, Literal
@@ -128,8 +129,8 @@ def _cut_torn_line(metrics: Path) -> None:
 def read_rows(metrics: Path) -> list[dict[str, Any]]:
     """All rows of a `metrics.jsonl` by step; where steps were redone after a restart, the highest attempt's rows win.
 
-    A step may have one row of each kind: training, validation, checkpoint. A last line that a kill cut short is left
-    out.
+    A step may have one row of each kind: training, validation, checkpoint, evaluation of a task. A last line that a
+    kill cut short is left out.
     """
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     with open(metrics, encoding="utf-8") as lines:
@@ -137,6 +138,32 @@ def read_rows(metrics: Path) -> list[dict[str, Any]]:
             if not line.endswith("\n"):
                 break
             row = json.loads(line)
-            kind = next((key.split("/")[0] for key in row if "/" in key and key != "train/tokens"), "")
-            rows[row["step"], kind] = row
+            rows[row["step"], _kind(row)] = row
     return sorted(rows.values(), key=lambda row: row["step"])
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """What a row is about: the first part of its first metric's name; of an evaluation, the task too."""
+    first = next((key for key in row if "/" in key and key != "train/tokens"), "")
+    return "/".join(first.split("/")[: 2 if first.startswith("eval/") else 1])
+
+
+def add_evaluation(run: RunDirectory, step: int, tokens: int, values: dict[str, float]) -> None:
+    """Add the scores of a checkpoint, named `eval/<task>/<metric>`, to a run's metrics and to its W&B run.
+
+    The run may be training meanwhile, in another process: a row is one write to a file opened for appending. Raises
+    `InputError` where it cannot be written.
+    """
+    row = {"step": step, "time": round(time.time(), 3), **values, "train/tokens": tokens}
+    try:
+        with run.metrics.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {run.metrics}: {error.strerror}") from None
+    if not (run.path / "wandb-id").exists():
+        return
+    tracking = tomllib.loads(run.config.read_text(encoding="utf-8"))["tracking"]
+    name = tracking.get("name") or run.path.resolve().name
+    started = _start_wandb(run, {}, tracking["project"], name, tracking["mode"])
+    started.log(values | {"train/tokens": tokens, "step": step})
+    started.finish()
