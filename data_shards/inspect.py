@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     shards = ShardSet(options.directory, options.split)
-    tokenizer = _tokenizer(shards, options.tokenizer)
+    tokenizer = tokenizer_of(shards, options.tokenizer)
     if options.sample is not None:
         _show_window(shards, tokenizer, options.sample, options.sequence_length, options.seed, options.tokens)
         return 0
@@ -88,7 +88,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _tokenizer(shards: ShardSet, given: Path | None) -> tokens.Tokenizer:
+def tokenizer_of(shards: ShardSet, given: Path | None = None) -> tokens.Tokenizer:
+    """The tokenizer that made the ids, from where the manifest says or `given`.
+
+    Raises `InputError` where there is none, or another one.
+    """
     described = shards.manifest.tokenizer
     path = given or Path(described.path)
     if not path.exists():

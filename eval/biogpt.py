@@ -27,7 +27,7 @@ from eval.biogpt_data import (
 )
 from eval.generate import generate
 from eval.relation_metrics import counts, hard_match, hard_match_metrics, micro_metrics
-from eval.relations import NameTable, Relation, parse, parse_as_authors, strip_lead
+from eval.relations import NameTable, Relation, parse, parse_as_authors, squeeze, strip_lead
 from eval.results import Metric, TaskResult
 from eval.statistics import macro_f1, macro_f1_interval, mean_metric
 from job.errors import InputError
@@ -86,7 +86,13 @@ def measure(
     )
     scores = score(data, documents, answers, settings.seed)
     items = [
-        {"id": document.identifier, **item, "answer": answers[document.identifier], "target": document.target}
+        {
+            "id": document.identifier,
+            "text": document.source,
+            **item,
+            "answer": answers[document.identifier],
+            "target": document.target,
+        }
         for document, item in zip(documents, scores.items, strict=True)
     ]
     unparsed = mean_metric(np.array(scores.unparsed, np.float64), seed=settings.seed, higher_is_better=False)
@@ -234,7 +240,7 @@ def _score_interactions(data: DataSet, documents: Sequence[Document], texts: Seq
     by_authors = [parse_as_authors(text, template) for text in texts]
     matches = [hard_match(found.relations, wanted) for found, wanted in zip(parsed, gold)]
     their_matches = [hard_match(found, wanted) for found, wanted in zip(by_authors, gold)]
-    table = counts([_lowered(found.relations) for found in parsed], [_lowered(wanted) for wanted in gold])
+    table = counts([_squeezed(found.relations) for found in parsed], [_squeezed(wanted) for wanted in gold])
     metrics = {
         **{f"hard_match_{name}": metric for name, metric in hard_match_metrics(matches, seed).items()},
         **{f"hard_match_{name}_authors": metric for name, metric in hard_match_metrics(their_matches, seed).items()},
@@ -246,8 +252,8 @@ def _score_interactions(data: DataSet, documents: Sequence[Document], texts: Seq
     return Scores(metrics, items, [not found.relations for found in parsed], {})
 
 
-def _lowered(relations: Sequence[Relation] | frozenset[Relation]) -> set[Relation]:
-    return {Relation(*map(str.lower, relation)) for relation in relations}
+def _squeezed(relations: Sequence[Relation] | frozenset[Relation]) -> set[Relation]:
+    return {Relation(*map(squeeze, relation)) for relation in relations}
 
 
 def _relation_item(relations: Sequence[Relation], row: np.ndarray) -> dict[str, Any]:

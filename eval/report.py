@@ -217,7 +217,7 @@ def _models_table(evaluation: Evaluation) -> list[str]:
         model = evaluation.body.get("models", {}).get(name, {})
         origin = (model.get("manifest") or {}).get("stage") or "no manifest"
         rows.append([f"**{name}**", f"`{str(model.get('checksum', '-'))[:16]}`", origin])
-    return _table(["model", "SHA-256 of config and weights", "made by"], rows)
+    return table_lines(["model", "SHA-256 of config and weights", "made by"], rows)
 
 
 def _task_section(evaluation: Evaluation, task: str, sources: list[str]) -> list[str]:
@@ -240,13 +240,18 @@ def _task_section(evaluation: Evaluation, task: str, sources: list[str]) -> list
     parts = [f"## {_cell(task)}", "", f"{_described(first)}.", ""]
     if len(metrics) <= _MOST_COLUMNS:
         parts += [
-            *_table(["", *metrics], [[name, *_cells(v, metrics)] for name, v in [*columns.items(), *published_rows]])
+            *table_lines(
+                ["", *metrics], [[name, *_cells(v, metrics)] for name, v in [*columns.items(), *published_rows]]
+            )
         ]
     else:
-        parts += _table(["metric", *columns], [[name, *_across(columns.values(), name)] for name in metrics])
+        parts += table_lines(["metric", *columns], [[name, *_across(columns.values(), name)] for name in metrics])
         shown = [name for name in metrics if any(name in values for _, values in published_rows)]
         if shown:
-            parts += ["", *_table(["", *shown], [[name, *_cells(values, shown)] for name, values in published_rows])]
+            parts += [
+                "",
+                *table_lines(["", *shown], [[name, *_cells(values, shown)] for name, values in published_rows]),
+            ]
     parts.append("")
     notes = dict.fromkeys(note for result in found.values() for note in result.notes)
     parts += [*(f"- {_cell(note)}" for note in notes), ""] if notes else []
@@ -254,7 +259,7 @@ def _task_section(evaluation: Evaluation, task: str, sources: list[str]) -> list
         parts += [
             "Published rows were measured by others, with prompts, splits and scorers of their own.",
             "",
-            *_image(_draw_beside_published(evaluation, task, metrics[0], theirs)),
+            *_image(_draw_beside_published(evaluation, task, metrics, theirs)),
         ]
     return [*parts, *_image(_draw_subjects(evaluation, task))]
 
@@ -318,7 +323,7 @@ def model_card(evaluation: Evaluation) -> str:
             f"By `python -m eval --suite {evaluation.suite}`, code {evaluation.body.get('code_version', '-')}; "
             "brackets hold 95 % bootstrap intervals over test items.",
             "",
-            *_table(["task", "version", "shots", "metric", "value"], rows),
+            *table_lines(["task", "version", "shots", "metric", "value"], rows),
             "",
         ]
         notes = dict.fromkeys(note for result in found.values() for note in result.notes)
@@ -354,11 +359,11 @@ def _points(evaluation: Evaluation, task: str, metric: str) -> dict[str, Metric]
 
 
 def _draw_beside_published(
-    evaluation: Evaluation, task: str, metric: str, rows: Sequence[published.PublishedRow]
-) -> Path | None:
+    evaluation: Evaluation, task: str, metrics: Sequence[str], rows: Sequence[published.PublishedRow]
+) -> Path:
+    """By the first of the metrics that was published."""
+    metric = next(name for name in metrics if any(name in row.values for row in rows))
     theirs = [row for row in rows if metric in row.values]
-    if not theirs:
-        return None
     groups = [plots.Group(task, _points(evaluation, task, metric))]
     groups += [
         plots.Group(f"{row.model} ({row.setting})", {plots.PUBLISHED: Metric(row.values[metric])}) for row in theirs
@@ -402,7 +407,8 @@ def _across(columns: Iterable[Mapping[str, Metric]], metric: str) -> list[str]:
     return [with_interval(values[metric]) if metric in values else "" for values in columns]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
     lines = ["| " + " | ".join(map(_cell, heads)) + " |", "|" + "---|" * len(heads)]
     return lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
 

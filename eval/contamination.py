@@ -1,0 +1,297 @@
+"""`python -m eval contamination OUT --shards DIR`: which evaluated items occur in what a model was trained on?
+
+An item overlaps where it shares one run of 13 words with a training text (Brown et al. 2020, "Language Models are
+Few-Shot Learners", appendix C, whose length it is). How much of an item is found is reported, too: one shared run may
+be a stock phrase; four fifths of them are a copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import starmap
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from data_shards.ngrams import NgramIndex
+from eval.report import Evaluation, read, table_lines, with_interval, write
+from eval.results import Metric
+from eval.statistics import mean_metric
+from eval.training_texts import TrainingTexts, open_texts
+from job import manifest
+from job.errors import InputError
+from job.files import sha256_file, write_json
+from job.progress import ByteProgress
+
+FORMAT_VERSION = 1
+_MOSTLY = 0.8
+_LOOKED_FOR = ("text", "reference")
+"""keys of an item: its own text or, where all items are asked the same (structures), the answer that is wanted"""
+_CHUNK_BYTES = 4_000_000
+
+EPILOG = """example: python -m eval contamination scores --shards data/biomedical data/replay
+
+DIR is the output of `data_shards build` (its training documents are searched) or of `align build` (questions with their
+answers). Writes OUT/contamination.json, with every overlapping item and where it was found, and OUT's report anew.
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where each wanted n-gram was first found: int64 [n-grams], -1 where nowhere."""
+
+    texts: np.ndarray
+    """number of the training set"""
+    documents: np.ndarray
+    """number of the text in it"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval contamination",
+        description="Look for the evaluated items in training data, and score with and without those found.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the --out directory of `python -m eval`")
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, metavar="DIR", help="training data")
+    parser.add_argument("--ngram", type=int, default=13, metavar="N", help="words of a shared run (default 13)")
+    parser.add_argument("--tokenizer", type=Path, help="of the shards, if not where their manifest says")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: as many as CPUs)"
+    )
+    options = parser.parse_args(arguments)
+    if options.ngram < 1 or options.workers < 1:
+        raise InputError("--ngram and --workers must be at least 1")
+
+    evaluation = read(options.out)
+    body = measure(evaluation, options.shards, options.ngram, options.tokenizer, options.workers)
+    write_json(options.out / "contamination.json", body)
+    write(options.out)
+    _print(body)
+    print(f"items and where they were found: {options.out / 'contamination.json'}")
+    return 0
+
+
+def measure(
+    evaluation: Evaluation, directories: Sequence[Path], n: int, tokenizer: Path | None = None, workers: int = 1
+) -> dict[str, Any]:
+    """What goes into contamination.json; raises `InputError` where no item has a text to look for."""
+    training = [open_texts(directory, tokenizer) for directory in directories]
+    tasks = {task: _texts(evaluation, task) for task in evaluation.tasks}
+    texts = list(dict.fromkeys(text for some in tasks.values() for text in some.values()))
+    if not texts:
+        raise InputError(f"{evaluation.directory}: no item has a text to look for (suite {evaluation.suite})")
+    index = NgramIndex(texts, n)
+    found = _search(index, texts, training, directories, tokenizer, workers)
+    places = {text: place for place, text in enumerate(texts)}
+    return {
+        "format_version": FORMAT_VERSION,
+        "results_sha256": sha256_file(evaluation.directory / "results.json"),
+        "ngram": n,
+        "code_version": manifest.code_version(),
+        "shards": [manifest.reference(directory) for directory in directories],
+        "texts": [len(some.sizes()) for some in training],
+        "tasks": {
+            task: _task(evaluation, task, some, places, index, found, training) for task, some in tasks.items() if some
+        },
+        "not_looked_for": [task for task, some in tasks.items() if not some],
+    }
+
+
+def _texts(evaluation: Evaluation, task: str) -> dict[str, str]:
+    """By item what is looked for, whichever models gave the items."""
+    found: dict[str, str] = {}
+    for model in evaluation.of_task(task):
+        for item in evaluation.items(model, task):
+            text = next((item[key] for key in _LOOKED_FOR if item.get(key)), None)
+            if text:
+                found[item["id"]] = str(text)
+    return found
+
+
+# Searching
+
+_worker: tuple[NgramIndex, list[TrainingTexts]]
+
+
+def _search(
+    index: NgramIndex,
+    texts: list[str],
+    training: list[TrainingTexts],
+    directories: Sequence[Path],
+    tokenizer: Path | None,
+    workers: int,
+) -> Found:
+    """Look through all training texts, in chunks; what is found first, in their order, counts."""
+    chunks = [
+        (place, start, stop, size) for place, some in enumerate(training) for start, stop, size in _chunks(some.sizes())
+    ]
+    found = Found(np.full(index.count, -1, np.int64), np.full(index.count, -1, np.int64))
+    with ByteProgress() as progress:
+        progress.start("looking for items", sum(size for *_, size in chunks))
+        results = _results(index, texts, training, directories, tokenizer, min(workers, len(chunks)), chunks)
+        for (place, _, _, size), (ngrams, documents) in zip(chunks, results):
+            new = found.texts[ngrams] < 0
+            found.texts[ngrams[new]] = place
+            found.documents[ngrams[new]] = documents[new]
+            progress.advance(size)
+    return found
+
+
+def _results(
+    index: NgramIndex,
+    texts: list[str],
+    training: list[TrainingTexts],
+    directories: Sequence[Path],
+    tokenizer: Path | None,
+    workers: int,
+    chunks: Sequence[tuple[int, int, int, int]],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    parts = [chunk[:3] for chunk in chunks]
+    if workers < 2:
+        yield from starmap(_search_chunk, ((index, training, *part) for part in parts))
+        return
+    arguments = (texts, index.n, list(directories), tokenizer)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments) as pool:
+        yield from pool.map(_search_in_worker, parts)
+
+
+def _chunks(sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """First text, the one behind the last, and bytes of consecutive texts that have about `_CHUNK_BYTES`."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK_BYTES, "right")))
+        yield start, stop, int(ends[stop - 1]) - before
+        start = stop
+
+
+def _start_worker(texts: list[str], n: int, directories: list[Path], tokenizer: Path | None) -> None:
+    global _worker
+    _worker = NgramIndex(texts, n), [open_texts(directory, tokenizer) for directory in directories]
+
+
+def _search_in_worker(part: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    return _search_chunk(*_worker, *part)
+
+
+def _search_chunk(
+    index: NgramIndex, training: list[TrainingTexts], place: int, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n-grams that occur in some texts, and the first text of each: int64, int64."""
+    seen = np.zeros(index.count, bool)
+    ngrams, documents = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for number in range(start, stop):
+        hits = index.find(training[place].text(number))
+        new = hits[~seen[hits]]
+        seen[new] = True
+        ngrams.append(new)
+        documents.append(np.full(len(new), number, np.int64))
+    return np.concatenate(ngrams), np.concatenate(documents)
+
+
+# What was found
+
+
+def _task(
+    evaluation: Evaluation,
+    task: str,
+    texts: dict[str, str],
+    places: dict[str, int],
+    index: NgramIndex,
+    found: Found,
+    training: list[TrainingTexts],
+) -> dict[str, Any]:
+    """Shares, scores and overlapping items of one task."""
+    overlapping: list[dict[str, Any]] = []
+    short = 0
+    for item, text in texts.items():
+        ngrams = index.of_text[places[text]]
+        short += len(ngrams) == 0
+        hits = ngrams[found.texts[ngrams] >= 0]
+        if len(hits):
+            some = training[int(found.texts[hits[0]])]
+            where = {"shards": str(some.directory), "document": some.identifier(int(found.documents[hits[0]]))}
+            overlapping.append({"id": item, "share": round(len(hits) / len(ngrams), 4)} | where)
+    contaminated = {entry["id"] for entry in overlapping}
+    return {
+        "items": len(texts),
+        "too_short": short,
+        "overlapping": len(overlapping),
+        "mostly_overlapping": sum(entry["share"] >= _MOSTLY for entry in overlapping),
+        "scores": {model: _scores(evaluation, model, task, contaminated) for model in evaluation.of_task(task)},
+        "overlapping_items": overlapping,
+    }
+
+
+def _scores(evaluation: Evaluation, model: str, task: str, contaminated: set[str]) -> dict[str, Any]:
+    """Mean scores of all items, of those that do not overlap, and of those that do."""
+    scored = [
+        (item["id"] in contaminated, item["score"])
+        for item in evaluation.items(model, task)
+        if item.get("score") is not None
+    ]
+    groups = {
+        "all": [score for _, score in scored],
+        "without": [score for overlaps, score in scored if not overlaps],
+        "overlapping": [score for overlaps, score in scored if overlaps],
+    }
+    return {name: asdict(mean_metric(np.array(scores))) if scores else None for name, scores in groups.items()}
+
+
+# Showing
+
+_HEADS = ("task", "items", "too short", "overlap", "of them copies", "model", "score", "without", "of overlapping")
+
+
+def _rows(body: dict[str, Any]) -> Iterator[list[str]]:
+    for task, found in body["tasks"].items():
+        share = f"{found['overlapping']:,} ({found['overlapping'] / found['items']:.1%})"
+        facts = [task, f"{found['items']:,}", f"{found['too_short']:,}", share, f"{found['mostly_overlapping']:,}"]
+        for model, scores in found["scores"].items():
+            cells = [with_interval(Metric(**value)) if value else "-" for value in scores.values()]
+            yield [*facts, model, *cells]
+            facts = [""] * len(facts)
+
+
+def _explanation(body: dict[str, Any]) -> list[str]:
+    n, searched = body["ngram"], sum(body["texts"])
+    lines = [
+        f"{searched:,} training texts were searched for runs of {n} words of each item. An item overlaps where one "
+        f"such run occurs in them, and is called a copy where {_MOSTLY:.0%} of its runs do; one of fewer than {n} "
+        "words cannot be looked for. Scores are means over items."
+    ]
+    if body["not_looked_for"]:
+        lines.append(f"Not looked for, since their items keep no text: {', '.join(body['not_looked_for'])}.")
+    return lines
+
+
+def _print(body: dict[str, Any]) -> None:
+    table = Table(title="overlap of test items with training data", title_justify="left")
+    for head in _HEADS:
+        table.add_column(head, justify="left" if head in ("task", "model") else "right")
+    for row in _rows(body):
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 250).print(table)
+    for line in _explanation(body):
+        print(line)
+
+
+def markdown(body: dict[str, Any]) -> list[str]:
+    """The report's section: lines of Markdown, from contamination.json."""
+    lines = [f"Training data: {', '.join(entry['path'] for entry in body['shards'])}.", ""]
+    for line in _explanation(body):
+        lines += [line, ""]
+    return [*lines, *table_lines(_HEADS, list(_rows(body)))]
