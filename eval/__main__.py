@@ -11,6 +11,8 @@ from job.verbs import dispatch
 VERBS: dict[str, tuple[str, str]] = {
     "watch": ("eval.watch:main", "score the checkpoints of a training run as they appear"),
     "pretraining": ("eval.pretraining:main", "does continued pretraining help? base against continued, over seeds"),
+    "compare": ("eval.compare:main", "two models on the same items: is the difference noise?"),
+    "contamination": ("eval.contamination:main", "which items occur in training data; scores without them"),
     "score": ("eval.score:main", "score predictions in a file, without a model"),
 }
 

@@ -62,7 +62,7 @@ def draw(file: Path, title: str, axis: str, groups: Sequence[Group]) -> None:
     axes.grid(axis="x", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles))
-    figure.legend(unique.values(), unique.keys(), loc="upper left", bbox_to_anchor=(1.0, 0.98), fontsize=8)
+    axes.legend(unique.values(), unique.keys(), loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, bbox_inches="tight")
     plt.close(figure)
