@@ -47,6 +47,9 @@ OFFICIAL_ROWS = {
 HELD_OUT = 20
 """rows taken from the end of a test file, for examples, where no other file of the set is at hand"""
 
+MOST_SHOWN = 64
+"""examples before a question"""
+
 _SCORED = {"medmcqa": ("dev", "")}
 _EXAMPLES = {"medmcqa": ("train",), "medqa": ("train", "dev"), "mmlu": ("dev", "val")}
 _SPLIT_WORDS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
@@ -76,17 +79,10 @@ class QuestionSet:
     notes: list[str] = field(default_factory=list)
     """what a reader of a number over these rows has to know"""
 
-    def drawn(self, shots: int, seed: int | None) -> tuple[Question, ...]:
-        """Examples to show: the first ones, or drawn with a seed; the same for every question.
-
-        Raises `InputError` where there are not as many.
-        """
-        if shots > len(self.examples):
-            raise InputError(
-                f"{shots} examples were asked for, but {self.name} has {len(self.examples)} rows that may be shown; "
-                "put its training file beside the test file"
-            )
-        return tuple(random.Random(seed).sample(self.examples, shots) if seed is not None else self.examples[:shots])
+    def shown(self, seed: int | None = None) -> tuple[Question, ...]:
+        """Up to `MOST_SHOWN` examples, the file's first or drawn ones; the first N of them stand before a question."""
+        count = min(MOST_SHOWN, len(self.examples))
+        return self.examples[:count] if seed is None else tuple(random.Random(seed).sample(self.examples, count))
 
 
 def found_sets(directories: Sequence[Path]) -> list[str]:

@@ -41,6 +41,7 @@ class Suite(Protocol):
 
 SUITES = {
     "perplexity": "eval.perplexity_suite",
+    "qa": "eval.qa_suite",
     "structures": "eval.structure_suite",
     "biogpt": "eval.biogpt_suite",
 }

@@ -1,0 +1,1 @@
+"""lm-eval tasks over local files: `lm_eval --include_path eval/tasks`."""
