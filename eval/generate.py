@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.model import cut_at
 from eval.models import EvalModel
@@ -100,9 +100,15 @@ def _config(
         pad_token_id=pad,
         eos_token_id=ends or None,
         bos_token_id=tokenizer.bos_token_id,
-        stop_strings=list(stops) or None,
+        stop_strings=[stop for stop in stops if _can_write(tokenizer, stop)] or None,
         **chosen,
     )
+
+
+def _can_write(tokenizer: PreTrainedTokenizerBase, stop: str) -> bool:
+    """Whether a text of this tokenizer can have `stop`: BioGPT's has no line breaks, which transformers stumbles on."""
+    ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
+    return stop in tokenizer.decode(ids)
 
 
 @torch.inference_mode()
