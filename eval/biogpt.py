@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.biogpt_data import (
+from eval.biogpt_data import DataSet, prompt
+from eval.biogpt_documents import (
     DECISIONS,
     EMPTY,
     FORMATS,
     HALLMARKS,
     HOC_OPENING,
     PUBMEDQA_OPENING,
-    DataSet,
     Document,
-    prompt,
 )
 from eval.generate import generate
 from eval.relation_metrics import counts, hard_match, hard_match_metrics, micro_metrics

@@ -8,7 +8,8 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eval.biogpt_data import FORMATS, PROMPT_SUFFIX, DataSet, data_set, prompt
+from eval.biogpt_data import PROMPT_SUFFIX, DataSet, data_set, prompt
+from eval.biogpt_documents import FORMATS
 from eval.suites import Task
 from job.errors import InputError
 
