@@ -199,7 +199,7 @@ def test_pubmedqa_credits_maybe_and_counts_what_it_cannot_read(sets):
     ],
 )
 def test_answers_of_models_are_read(answer, relations, malformed):
-    found = parse(answer, BC5CDR, "about iron and iron  salts, and anaemia; a b, c")
+    found = parse(answer, BC5CDR, "about iron and iron  overload, and anaemia; a b, c")
     assert found.relations == [Relation(*relation) for relation in relations]
     assert found.malformed == malformed
 
