@@ -43,6 +43,7 @@ SUITES = {
     "perplexity": "eval.perplexity_suite",
     "qa": "eval.qa_suite",
     "structures": "eval.structure_suite",
+    "text2molecule": "eval.text_to_molecule_suite",
     "biogpt": "eval.biogpt_suite",
 }
 """By name, the module."""
