@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval import statistics
-from eval.report import Evaluation, number, read
+from eval.evaluation import Evaluation, number, read
 from eval.results import TaskResult
 from job.errors import InputError
 

@@ -11,10 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import starmap
-from multiprocessing import get_context
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +20,26 @@ from rich.console import Console
 from rich.table import Table
 
 from data_shards.ngrams import NgramIndex
-from eval.report import Evaluation, read, table_lines, with_interval, write
+from eval.evaluation import Evaluation, read, with_interval
+from eval.report import table_lines, write
 from eval.results import Metric
 from eval.statistics import mean_metric
+from eval.training_search import Found, search
 from eval.training_texts import TrainingTexts, open_texts
 from job import manifest
 from job.errors import InputError
 from job.files import sha256_file, write_json
-from job.progress import ByteProgress
 
 FORMAT_VERSION = 1
 _MOSTLY = 0.8
 _LOOKED_FOR = ("text", "reference")
 """keys of an item: its own text or, where all items are asked the same (structures), the answer that is wanted"""
-_CHUNK_BYTES = 4_000_000
 
 EPILOG = """example: python -m eval contamination scores --shards data/biomedical data/replay
 
 DIR is the output of `data_shards build` (its training documents are searched) or of `align build` (questions with their
 answers). Writes OUT/contamination.json, with every overlapping item and where it was found, and OUT's report anew.
 """
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where each wanted n-gram was first found: int64 [n-grams], -1 where nowhere."""
-
-    texts: np.ndarray
-    """number of the training set"""
-    documents: np.ndarray
-    """number of the text in it"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,7 +80,7 @@ def measure(
     if not texts:
         raise InputError(f"{evaluation.directory}: no item has a text to look for (suite {evaluation.suite})")
     index = NgramIndex(texts, n)
-    found = _search(index, texts, training, directories, tokenizer, workers)
+    found = search(index, texts, directories, tokenizer, workers)
     places = {text: place for place, text in enumerate(texts)}
     return {
         "format_version": FORMAT_VERSION,
@@ -120,88 +107,6 @@ def _texts(evaluation: Evaluation, task: str) -> dict[str, str]:
     return found
 
 
-# Searching
-
-_worker: tuple[NgramIndex, list[TrainingTexts]]
-
-
-def _search(
-    index: NgramIndex,
-    texts: list[str],
-    training: list[TrainingTexts],
-    directories: Sequence[Path],
-    tokenizer: Path | None,
-    workers: int,
-) -> Found:
-    """Look through all training texts, in chunks; what is found first, in their order, counts."""
-    chunks = [
-        (place, start, stop, size) for place, some in enumerate(training) for start, stop, size in _chunks(some.sizes())
-    ]
-    found = Found(np.full(index.count, -1, np.int64), np.full(index.count, -1, np.int64))
-    with ByteProgress() as progress:
-        progress.start("looking for items", sum(size for *_, size in chunks))
-        results = _results(index, texts, training, directories, tokenizer, min(workers, len(chunks)), chunks)
-        for (place, _, _, size), (ngrams, documents) in zip(chunks, results):
-            new = found.texts[ngrams] < 0
-            found.texts[ngrams[new]] = place
-            found.documents[ngrams[new]] = documents[new]
-            progress.advance(size)
-    return found
-
-
-def _results(
-    index: NgramIndex,
-    texts: list[str],
-    training: list[TrainingTexts],
-    directories: Sequence[Path],
-    tokenizer: Path | None,
-    workers: int,
-    chunks: Sequence[tuple[int, int, int, int]],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    parts = [chunk[:3] for chunk in chunks]
-    if workers < 2:
-        yield from starmap(_search_chunk, ((index, training, *part) for part in parts))
-        return
-    arguments = (texts, index.n, list(directories), tokenizer)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments) as pool:
-        yield from pool.map(_search_in_worker, parts)
-
-
-def _chunks(sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """First text, the one behind the last, and bytes of consecutive texts that have about `_CHUNK_BYTES`."""
-    ends = np.cumsum(sizes)
-    start = 0
-    while start < len(sizes):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK_BYTES, "right")))
-        yield start, stop, int(ends[stop - 1]) - before
-        start = stop
-
-
-def _start_worker(texts: list[str], n: int, directories: list[Path], tokenizer: Path | None) -> None:
-    global _worker
-    _worker = NgramIndex(texts, n), [open_texts(directory, tokenizer) for directory in directories]
-
-
-def _search_in_worker(part: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    return _search_chunk(*_worker, *part)
-
-
-def _search_chunk(
-    index: NgramIndex, training: list[TrainingTexts], place: int, start: int, stop: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The n-grams that occur in some texts, and the first text of each: int64, int64."""
-    seen = np.zeros(index.count, bool)
-    ngrams, documents = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for number in range(start, stop):
-        hits = index.find(training[place].text(number))
-        new = hits[~seen[hits]]
-        seen[new] = True
-        ngrams.append(new)
-        documents.append(np.full(len(new), number, np.int64))
-    return np.concatenate(ngrams), np.concatenate(documents)
-
-
 # What was found
 
 
@@ -220,10 +125,10 @@ def _task(
     for item, text in texts.items():
         ngrams = index.of_text[places[text]]
         short += len(ngrams) == 0
-        hits = ngrams[found.texts[ngrams] >= 0]
+        hits = ngrams[found.directories[ngrams] >= 0]
         if len(hits):
-            some = training[int(found.texts[hits[0]])]
-            where = {"shards": str(some.directory), "document": some.identifier(int(found.documents[hits[0]]))}
+            some = training[int(found.directories[hits[0]])]
+            where = {"shards": str(some.directory), "document": some.identifier(int(found.texts[hits[0]]))}
             overlapping.append({"id": item, "share": round(len(hits) / len(ngrams), 4)} | where)
     contaminated = {entry["id"] for entry in overlapping}
     return {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BASELINE, PUBLISHED = "baseline: ", "published"
 """What names of series begin with that are not models of ours."""
 _MOST_GROUPS = 80
+_BASELINE_SHAPES = "s^vPX"
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ def draw(file: Path, title: str, axis: str, groups: Sequence[Group]) -> None:
         groups = groups[:_MOST_GROUPS]
     series = list(dict.fromkeys(name for group in groups for name in group.points))
     models = [name for name in series if not name.startswith((BASELINE, PUBLISHED))]
+    baselines = [name for name in series if name.startswith(BASELINE)]
     heights = [max(1.0, 0.35 * len(group.points) + 0.4) for group in groups]
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.28 * sum(heights)))
     top, places = 0.0, []
     for group, height in zip(groups, heights):
         for number, (name, metric) in enumerate(group.points.items()):
             place = top + height * (number + 1) / (len(group.points) + 1)
-            _draw_point(axes, name, metric, place, models)
+            _draw_point(axes, name, metric, place, models, baselines)
         places.append(top + height / 2)
         top += height
         axes.axhline(top, color="0.9", linewidth=0.6, zorder=0)
@@ -68,12 +70,13 @@ def draw(file: Path, title: str, axis: str, groups: Sequence[Group]) -> None:
     plt.close(figure)
 
 
-def _draw_point(axes: Axes, name: str, metric: Metric, place: float, models: list[str]) -> None:
+def _draw_point(axes: Axes, name: str, metric: Metric, place: float, models: list[str], baselines: list[str]) -> None:
     if name.startswith(PUBLISHED):
         axes.plot(metric.value, place, "D", color="0.45", markersize=5, label=PUBLISHED)
         return
     if name.startswith(BASELINE):
-        axes.plot(metric.value, place, "s", markerfacecolor="none", markeredgecolor="black", markersize=5, label=name)
+        shape = _BASELINE_SHAPES[baselines.index(name) % len(_BASELINE_SHAPES)]
+        axes.plot(metric.value, place, shape, markerfacecolor="none", markeredgecolor="black", label=name)
         return
     colour = f"C{models.index(name) % 10}"
     if metric.low is not None and metric.high is not None:

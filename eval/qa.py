@@ -246,7 +246,11 @@ class MedicalMMLU:
     def run(self, model: EvalModel, journal: Journal) -> TaskResult:
         """Put the subjects' answers together; those that this process did not ask for already are asked now."""
         results = {task.set_name: task.run(model, journal) for task in self._subjects}
-        items = [item for result in results.values() for item in result.items]
+        items = [
+            item | {"subject": name.removeprefix("mmlu_").replace("_", " ")}
+            for name, result in results.items()
+            for item in result.items
+        ]
         seed = self._subjects[0].options.seed
         metrics = {"accuracy": mean_metric(np.array([item["score"] for item in items]), seed=seed)}
         metrics["accuracy_subjects"] = Metric(
@@ -318,7 +322,9 @@ def _label(question: Question, option: int | None) -> str | None:
 def _item(question: Question) -> dict[str, Any]:
     options = () if prompts.is_decision(question) else question.options
     text = "\n".join(part for part in (question.context, question.question, *options) if part)
-    return {"id": question.id, "text": text, "gold": _label(question, question.gold)}
+    subject = question.meta.get("subject_name")
+    item = {"id": question.id, "text": text, "gold": _label(question, question.gold)}
+    return item | ({"subject": subject} if subject else {})
 
 
 def _failure(metrics: dict[str, Metric]) -> str | None:

@@ -7,94 +7,24 @@ at any time. Published numbers (`published.toml`) are marked as such wherever th
 from __future__ import annotations
 
 import base64
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from eval import plots, published
+from eval import published
+from eval.evaluation import Evaluation, number, read, with_interval
+from eval.figures import draw_beside_published, draw_overviews, draw_subjects
 from eval.results import Metric, TaskResult
-from eval.statistics import mean_metric
-from job.errors import InputError
 from job.files import read_json, sha256_file, write_text
 
 _MOST_ROWS = 40
 """of a console table; with more, each task shows its first metric alone"""
 _MOST_COLUMNS = 7
 """of a task's table; with more metrics, each has a row"""
-_FEWEST_OF_A_SUBJECT = 5
-
-Results = dict[str, dict[str, TaskResult]]
-"""by model and task; without items"""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An OUT directory, read."""
-
-    directory: Path
-    suite: str
-    body: dict[str, Any]
-    """results.json"""
-    results: Results
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of all tasks, in order."""
-        return list(dict.fromkeys(task for found in self.results.values() for task in found))
-
-    def of_task(self, task: str) -> dict[str, TaskResult]:
-        """The results of one task by model."""
-        return {model: found[task] for model, found in self.results.items() if task in found}
-
-    def items(self, model: str, task: str) -> Iterator[dict[str, Any]]:
-        """What a model gave on each item of a task; raises `InputError` where the file is missing or damaged."""
-        file = self.directory / "items" / model / f"{task}.jsonl"
-        try:
-            with open(file, encoding="utf-8") as lines:
-                for line in lines:
-                    yield json.loads(line)
-        except OSError as error:
-            raise InputError(f"cannot read {file} ({error.strerror}); run the evaluation again") from None
-        except ValueError:
-            raise InputError(f"{file} is damaged; run the evaluation again, which rewrites it") from None
-
-
-def read(out: Path) -> Evaluation:
-    """Read OUT/results.json; raises `InputError` where it is none of ours."""
-    file = out / "results.json"
-    if not file.is_file():
-        raise InputError(f"{file} does not exist; give the --out directory of a finished `python -m eval`")
-    body = read_json(file)
-    try:
-        results = {
-            model: {task: TaskResult.from_json(value, []) for task, value in found.items()}
-            for model, found in body["results"].items()
-        }
-        return Evaluation(out, body["suite"], body, results)
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{file} is not the results.json of `python -m eval`; run the evaluation again") from None
-
-
-def number(value: float) -> str:
-    """Four digits or a little more, whatever the size."""
-    if not np.isfinite(value):
-        return str(value)
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def with_interval(metric: Metric) -> str:
-    """`0.514 [0.499, 0.529]`, or the number alone."""
-    if metric.low is None or metric.high is None:
-        return number(metric.value)
-    return f"{number(metric.value)} [{number(metric.low)}, {number(metric.high)}]"
-
 
 # Console
 
@@ -122,7 +52,7 @@ def _perplexity_table(evaluation: Evaluation) -> Table:
         table.add_column(model, justify="right")
     for task in evaluation.tasks:
         found = evaluation.of_task(task)
-        tokens = next(iter(found.values())).made_by.get("tokens")
+        tokens = evaluation.a_result(task).made_by.get("tokens")
         cells = [_perplexity_cell(found[model]) if model in found else "-" for model in evaluation.results]
         table.add_row(task, f"{tokens:,}" if tokens is not None else "-", *cells)
     return table
@@ -134,13 +64,10 @@ def _perplexity_cell(result: TaskResult) -> str:
 
 
 def _console_table(evaluation: Evaluation) -> Table:
-    lines = [
-        (task, metric) for task in evaluation.tasks for metric in next(iter(evaluation.of_task(task).values())).metrics
-    ]
+    lines = [(task, metric) for task in evaluation.tasks for metric in evaluation.a_result(task).metrics]
     if len(lines) > _MOST_ROWS:
-        first = {task: next(iter(next(iter(evaluation.of_task(task).values())).metrics)) for task in evaluation.tasks}
-        lines = list(first.items())
-    baselines = list(dict.fromkeys(name for _, result in _all(evaluation) for name in result.baselines))
+        lines = [(task, evaluation.first_metric(task)) for task in evaluation.tasks]
+    baselines = list(dict.fromkeys(name for task in evaluation.tasks for name in evaluation.a_result(task).baselines))
     title = f"{evaluation.suite} [95 % interval over test items]"
     table = Table(title=title, title_justify="left", min_width=len(title) + 10)
     table.add_column("task")
@@ -151,23 +78,18 @@ def _console_table(evaluation: Evaluation) -> Table:
         table.add_column(f"baseline: {name}", justify="right", style="dim")
     previous = None
     for task, metric in lines:
-        found = evaluation.of_task(task)
-        cells = []
-        for model in evaluation.results:
-            result = found.get(model)
-            mark = " (not to be used)" if result and result.failed else ""
-            cells.append(with_interval(result.metrics[metric]) + mark if result and metric in result.metrics else "-")
-        for name in baselines:
-            values = [r.baselines[name][metric] for r in found.values() if metric in r.baselines.get(name, {})]
-            cells.append(number(values[0].value) if values else "-")
+        cells = [_console_cell(found.get(task), metric) for found in evaluation.results.values()]
+        found = evaluation.a_result(task).baselines
+        cells += [number(found[name][metric].value) if metric in found.get(name, {}) else "-" for name in baselines]
         table.add_row(task if task != previous else "", metric, *cells)
         previous = task
     return table
 
 
-def _all(evaluation: Evaluation) -> Iterator[tuple[str, TaskResult]]:
-    for found in evaluation.results.values():
-        yield from found.items()
+def _console_cell(result: TaskResult | None, metric: str) -> str:
+    if result is None or metric not in result.metrics:
+        return "-"
+    return with_interval(result.metrics[metric]) + (" (not to be used)" if result.failed else "")
 
 
 # Files
@@ -198,11 +120,13 @@ def _markdown(evaluation: Evaluation) -> str:
         "about prompts, seeds or training runs. `python -m eval compare` tells whether two models differ.",
         "",
     ]
-    for file in _draw_overviews(evaluation):
+    for file in draw_overviews(evaluation):
         parts += [f"![{file.stem}](plots/{file.name})", ""]
     sources: list[str] = []
     for task in evaluation.tasks:
-        parts += _task_section(evaluation, task, sources)
+        parts += _task_section(evaluation, task)
+        parts += _published_section(evaluation, task, sources)
+        parts += _image(draw_subjects(evaluation, task))
     parts += _contamination_section(evaluation)
     if sources:
         parts += ["## Where published numbers were read", ""]
@@ -220,48 +144,51 @@ def _models_table(evaluation: Evaluation) -> list[str]:
     return table_lines(["model", "SHA-256 of config and weights", "made by"], rows)
 
 
-def _task_section(evaluation: Evaluation, task: str, sources: list[str]) -> list[str]:
-    """Ours, baselines and published rows of one task; `sources` collects where the latter were read."""
+def _task_section(evaluation: Evaluation, task: str) -> list[str]:
+    """Models and baselines of one task, and what a reader has to know of it."""
     found = evaluation.of_task(task)
-    first = next(iter(found.values()))
-    metrics = list(dict.fromkeys(name for result in found.values() for name in result.metrics))
+    metrics = _metrics(evaluation, task)
     columns = {
         f"**{model}**" + (" (not to be used)" if result.failed else ""): result.metrics
         for model, result in found.items()
     }
-    columns |= {f"baseline: {name}": baseline for name, baseline in first.baselines.items()}
-    theirs = [row for row in published.rows(task) if row.values.keys() & set(metrics)]
-    published_rows = []
-    for row in theirs:
+    columns |= {f"baseline: {name}": values for name, values in evaluation.a_result(task).baselines.items()}
+    if len(metrics) <= _MOST_COLUMNS:
+        table = table_lines(["", *metrics], [[name, *_cells(values, metrics)] for name, values in columns.items()])
+    else:
+        table = table_lines(["", *columns], [[name, *_across(columns.values(), name)] for name in metrics])
+    notes = dict.fromkeys(note for result in found.values() for note in result.notes)
+    lines = [f"## {_cell(task)}", "", f"{_described(evaluation.a_result(task))}.", "", *table, ""]
+    return [*lines, *(f"- {_cell(note)}" for note in notes), *([""] if notes else [])]
+
+
+def _metrics(evaluation: Evaluation, task: str) -> list[str]:
+    return list(dict.fromkeys(name for result in evaluation.of_task(task).values() for name in result.metrics))
+
+
+def _published_section(evaluation: Evaluation, task: str, sources: list[str]) -> list[str]:
+    """Published rows of a task's benchmark, below the first of its tasks; `sources` collects where they were read."""
+    metrics = _metrics(evaluation, task)
+    rows = [row for row in published.rows(task) if row.values.keys() & set(metrics)]
+    if not rows:
+        return []
+    tasks = [other for other in evaluation.tasks if published.rows(other) == published.rows(task)]
+    if tasks[0] != task:
+        return [f"Published rows of this benchmark stand with {_cell(tasks[0])}.", ""]
+    shown = [name for name in metrics if any(name in row.values for row in rows)]
+    lines = []
+    for row in rows:
         if row.source not in sources:
             sources.append(row.source)
-        place = f"{row.model}: published, {row.setting} [source {sources.index(row.source) + 1}]"
-        published_rows.append((place, {metric: Metric(value) for metric, value in row.values.items()}))
-    parts = [f"## {_cell(task)}", "", f"{_described(first)}.", ""]
-    if len(metrics) <= _MOST_COLUMNS:
-        parts += [
-            *table_lines(
-                ["", *metrics], [[name, *_cells(v, metrics)] for name, v in [*columns.items(), *published_rows]]
-            )
-        ]
-    else:
-        parts += table_lines(["metric", *columns], [[name, *_across(columns.values(), name)] for name in metrics])
-        shown = [name for name in metrics if any(name in values for _, values in published_rows)]
-        if shown:
-            parts += [
-                "",
-                *table_lines(["", *shown], [[name, *_cells(values, shown)] for name, values in published_rows]),
-            ]
-    parts.append("")
-    notes = dict.fromkeys(note for result in found.values() for note in result.notes)
-    parts += [*(f"- {_cell(note)}" for note in notes), ""] if notes else []
-    if theirs:
-        parts += [
-            "Published rows were measured by others, with prompts, splits and scorers of their own.",
-            "",
-            *_image(_draw_beside_published(evaluation, task, metrics, theirs)),
-        ]
-    return [*parts, *_image(_draw_subjects(evaluation, task))]
+        values = {name: Metric(value) for name, value in row.values.items()}
+        lines.append([row.model, row.setting, f"source {sources.index(row.source) + 1}", *_cells(values, shown)])
+    return [
+        "Published by others, with prompts, splits and scorers of their own:",
+        "",
+        *table_lines(["published", "setting", "read in", *shown], lines),
+        "",
+        *_image(draw_beside_published(evaluation, tasks, shown, rows)),
+    ]
 
 
 def _described(result: TaskResult) -> str:
@@ -276,7 +203,7 @@ def _settings(result: TaskResult) -> dict[str, Any]:
     return {
         key: value
         for key, value in result.made_by.items()
-        if isinstance(value, (int, float, str, bool)) and len(str(value)) <= 40
+        if key != "version" and isinstance(value, (int, float, str, bool)) and len(str(value)) <= 40
     }
 
 
@@ -331,71 +258,6 @@ def model_card(evaluation: Evaluation) -> str:
     return "\n".join(parts)
 
 
-# Plots
-
-
-def _draw_overviews(evaluation: Evaluation) -> list[Path]:
-    """All tasks together, one plot per first metric; bits per byte beside the loss."""
-    firsts = {task: next(iter(next(iter(evaluation.of_task(task).values())).metrics)) for task in evaluation.tasks}
-    wanted = list(dict.fromkeys(firsts.values())) + (["bits_per_byte"] if evaluation.suite == "perplexity" else [])
-    files = []
-    for metric in wanted:
-        groups = []
-        for task in evaluation.tasks:
-            if firsts[task] == metric or metric == "bits_per_byte":
-                groups.append(plots.Group(task, _points(evaluation, task, metric)))
-        files.append(evaluation.directory / "plots" / f"{_file_name(metric)}.png")
-        plots.draw(files[-1], f"{evaluation.suite}: {metric}, 95 % intervals over test items", metric, groups)
-    return files
-
-
-def _points(evaluation: Evaluation, task: str, metric: str) -> dict[str, Metric]:
-    found = evaluation.of_task(task)
-    points = {model: result.metrics[metric] for model, result in found.items() if metric in result.metrics}
-    for name, baseline in next(iter(found.values())).baselines.items():
-        if metric in baseline:
-            points[f"{plots.BASELINE}{name}"] = baseline[metric]
-    return points
-
-
-def _draw_beside_published(
-    evaluation: Evaluation, task: str, metrics: Sequence[str], rows: Sequence[published.PublishedRow]
-) -> Path:
-    """By the first of the metrics that was published."""
-    metric = next(name for name in metrics if any(name in row.values for row in rows))
-    theirs = [row for row in rows if metric in row.values]
-    groups = [plots.Group(task, _points(evaluation, task, metric))]
-    groups += [
-        plots.Group(f"{row.model} ({row.setting})", {plots.PUBLISHED: Metric(row.values[metric])}) for row in theirs
-    ]
-    file = evaluation.directory / "plots" / f"{_file_name(task)}-published.png"
-    plots.draw(file, f"{task}: {metric}, ours and published", metric, groups)
-    return file
-
-
-def _draw_subjects(evaluation: Evaluation, task: str) -> Path | None:
-    """The mean score by subject, where items of a task have one."""
-    groups: dict[str, dict[str, Metric]] = {}
-    sizes: dict[str, int] = {}
-    for model in evaluation.of_task(task):
-        scores: dict[str, list[float]] = {}
-        for item in evaluation.items(model, task):
-            if item.get("subject") and item.get("score") is not None:
-                scores.setdefault(str(item["subject"]), []).append(float(item["score"]))
-        for subject, values in scores.items():
-            sizes[subject] = len(values)
-            groups.setdefault(subject, {})[model] = mean_metric(np.array(values))
-    shown = [name for name in sorted(groups, key=lambda name: (-sizes[name], name))]
-    shown = [name for name in shown if sizes[name] >= _FEWEST_OF_A_SUBJECT]
-    if len(shown) < 2:
-        return None
-    metric = next(iter(next(iter(evaluation.of_task(task).values())).metrics))
-    file = evaluation.directory / "plots" / f"{_file_name(task)}-subjects.png"
-    lines = [plots.Group(f"{name} ({sizes[name]})", groups[name]) for name in shown]
-    plots.draw(file, f"{task}: {metric} by subject (items)", metric, lines)
-    return file
-
-
 # Markdown and HTML
 
 
@@ -420,10 +282,6 @@ def _cell(text: str) -> str:
 
 def _image(file: Path | None) -> list[str]:
     return [f"![{file.stem}](plots/{file.name})", ""] if file else []
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
 
 
 _STYLE = """
