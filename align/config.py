@@ -13,6 +13,7 @@ from job.training import (
     TRAINING_RANGES,
     AdamWConfig,
     CheckpointConfig,
+    HealthConfig,
     ScheduleConfig,
     TrackingConfig,
     check_exactly_one,
@@ -184,6 +185,7 @@ class AlignConfig:
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

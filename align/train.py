@@ -62,6 +62,7 @@ def train(config: AlignConfig) -> int:
     from parallel import ranks
     from parallel.loop import loop, plot
     from parallel.run import enter, start_tracking
+    from parallel.watchdog import Watchdog
 
     run = RunDirectory(Path(config.directory))
     with ranks.explain_lost_contact(config.parallel.timeout_seconds), contextlib.ExitStack() as resources:
@@ -73,7 +74,9 @@ def train(config: AlignConfig) -> int:
         tracker = start_tracking(run, attempt, config, trainer.steps, resources, log)
         if tracker:
             log.info(_banner(trainer, tracker))
-        loop(trainer, tracker, stop, log, lambda: _log_answers(trainer, tracker))
+        watchdog = Watchdog(run, attempt, trainer.rank, config.health)
+        resources.callback(watchdog.close)
+        loop(trainer, tracker, stop, watchdog, log, lambda: _log_answers(trainer, tracker))
         if ranks.is_logging_rank():
             plot(run, log)
     engine.shutdown()

@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from job.launch import adopt
+
 # These end all ranks as soon as one has left with an error: the first must have printed the message that all share.
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"}
 _SECONDS_FOR_FIRST_RANK = 5.0
@@ -33,6 +35,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     Exit status: what `main` returns (None is 0), 2 for an `InputError`, 130 for Ctrl-C. Any other exception is a
     defect of ours and keeps its traceback.
     """
+    adopt()
     # transformers imports DeepSpeed, whatever is asked of it, and that warns where there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     try:

@@ -66,6 +66,16 @@ class TrackingConfig:
     """auto: online where W&B finds a key, else offline"""
 
 
+@dataclass
+class HealthConfig:
+    """When a run that makes no progress ends itself, to be started again."""
+
+    hang_factor: float = 10.0
+    """a step that takes this many times the median step is taken for a hang (0: never)"""
+    hang_minimum_seconds: float = 60.0
+    """but never before this many seconds"""
+
+
 # key, smallest value, and what it must stay below (None: no limit)
 TRAINING_RANGES: tuple[tuple[str, float, float | None], ...] = (
     ("train.epochs", 1e-9, None),
@@ -86,6 +96,8 @@ TRAINING_RANGES: tuple[tuple[str, float, float | None], ...] = (
     ("checkpoint.every_minutes", 0, None),
     ("checkpoint.keep", 0, None),
     ("checkpoint.keep_every_steps", 0, None),
+    ("health.hang_factor", 0, None),
+    ("health.hang_minimum_seconds", 1e-9, None),
 )
 
 

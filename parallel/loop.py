@@ -12,10 +12,12 @@ from typing import Any, Protocol
 from job.directory import RunDirectory
 from job.errors import InputError
 from job.report import console_line, plot_loss
+from job.state import Status, change_state
 from job.stop import StopRequest
 from job.track import Tracker
 from parallel import ranks
 from parallel.meter import Meter
+from parallel.watchdog import Watchdog
 
 
 @dataclass
@@ -69,6 +71,7 @@ def loop(
     trainer: Trainer,
     tracker: Tracker | None,
     stop: StopRequest,
+    watchdog: Watchdog,
     log: logging.Logger,
     after_validation: Callable[[], None] = lambda: None,
 ) -> None:
@@ -77,11 +80,31 @@ def loop(
     Raises `InputError` where a loss is not finite.
     """
     config, progress = trainer.config, trainer.progress
+
+    def note(status: Status, reason: str | None = None) -> None:
+        if tracker:
+            change_state(
+                trainer.run,
+                status=status,
+                step=progress.step,
+                steps=trainer.steps,
+                tokens=progress.tokens,
+                checkpoint=saved_step,
+                reason=reason,
+            )
+
+    def validate() -> None:
+        with watchdog.paused():
+            _log_validation(trainer, tracker, log)
+            after_validation()
+
+    saved_step = progress.step or None
+    note("running")
     if config.train.validate_at_start and progress.step == 0:
-        _log_validation(trainer, tracker, log)
-        after_validation()
-    saved_step, saved_at, logged_samples = progress.step, time.monotonic(), progress.samples
+        validate()
+    saved_at, logged_samples = time.monotonic(), progress.samples
     while progress.step < trainer.steps:
+        began = time.monotonic()
         try:
             values = trainer.step()
         except NonFiniteStep:
@@ -92,6 +115,7 @@ def loop(
                 }
                 tracker.log(progress.step + 1, {"health/nonfinite": 1, "train/tokens": progress.tokens}, **batch)
             raise
+        watchdog.step(time.monotonic() - began)
         last = progress.step == trainer.steps
         if tracker and (progress.step % config.train.log_every == 0 or last):
             values |= trainer.meter.take()
@@ -102,8 +126,7 @@ def loop(
             left = trainer.meter.seconds_left(progress.step)
             log.info(console_line(progress.step, trainer.steps, values, left))
         if last or (config.train.validate_every and progress.step % config.train.validate_every == 0):
-            _log_validation(trainer, tracker, log)
-            after_validation()
+            validate()
         stopping, minutes_due = ranks.agree(
             stop.requested(),
             bool(config.checkpoint.every_minutes)
@@ -111,15 +134,19 @@ def loop(
         )
         steps_due = config.checkpoint.every_steps and progress.step % config.checkpoint.every_steps == 0
         if last or stopping or minutes_due or steps_due:
-            written = trainer.save()
+            with watchdog.paused():
+                written = trainer.save()
             saved_step, saved_at = progress.step, time.monotonic()
+            note("running")
             if tracker:
                 tracker.log(progress.step, written | {"train/tokens": progress.tokens})
         if stopping and not last:
             stop.requested()  # another rank may have seen the stop file a moment earlier: look again, to name it
             if tracker:
                 log.info("stopping as asked (%s): checkpoint at step %d", stop.reason or "by another rank", saved_step)
+            note("stopped", stop.reason or "asked on another rank")
             return
+    note("complete")
     if tracker:
         where = trainer.run.checkpoint(progress.step)
         log.info(f"done: {progress.step:,} steps, {progress.tokens:,} tokens, checkpoint {where}")

@@ -15,6 +15,7 @@ from job import config as configs
 from job.directory import RunDirectory, RunLock
 from job.errors import InputError
 from job.schedule import warm_up_warning
+from job.state import RunState, change_state, write_state
 from job.track import Tracker
 from job.training import CheckpointConfig
 from parallel import ranks
@@ -47,9 +48,15 @@ def enter(run: RunDirectory, resources: contextlib.ExitStack, log: logging.Logge
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
     log.setLevel(logging.DEBUG)
 
+    if ranks.is_logging_rank():
+        write_state(run, RunState("running", attempt))
+
     def keep_error(kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None:
             log.debug("ended by an error", exc_info=error)
+            if ranks.is_logging_rank():
+                with contextlib.suppress(InputError):  # a full disk, say: the error itself counts
+                    change_state(run, status="failed", reason=str(error) or type(error).__name__)
 
     resources.push(keep_error)
     return attempt

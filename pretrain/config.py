@@ -11,6 +11,7 @@ from job.training import (
     TRAINING_RANGES,
     AdamWConfig,
     CheckpointConfig,
+    HealthConfig,
     ScheduleConfig,
     TrackingConfig,
     check_exactly_one,
@@ -116,6 +117,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

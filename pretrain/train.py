@@ -17,6 +17,7 @@ from job.track import Tracker
 from parallel import mesh, ranks
 from parallel.loop import loop, plot
 from parallel.run import enter, start_tracking
+from parallel.watchdog import Watchdog
 from pretrain.config import PretrainConfig
 from pretrain.inputs import open_inputs
 from pretrain.trainer import Trainer
@@ -40,7 +41,9 @@ def train(config: PretrainConfig) -> int:
         tracker = start_tracking(run, attempt, config, trainer.steps, resources, log)
         if tracker:
             log.info(_banner(trainer, tracker))
-        loop(trainer, tracker, stop, log)
+        watchdog = Watchdog(run, attempt, dist.get_rank(), config.health)
+        resources.callback(watchdog.close)
+        loop(trainer, tracker, stop, watchdog, log)
         if ranks.is_logging_rank():
             plot(run, log)
     mesh.shutdown()
