@@ -139,7 +139,8 @@ def _models_table(evaluation: Evaluation) -> list[str]:
     rows = []
     for name in evaluation.results:
         model = evaluation.body.get("models", {}).get(name, {})
-        origin = (model.get("manifest") or {}).get("stage") or "no manifest"
+        made = model.get("manifest") or {}
+        origin = f"{made['stage']}, code {made.get('code_version', '-')}" if made.get("stage") else "no manifest"
         rows.append([f"**{name}**", f"`{str(model.get('checksum', '-'))[:16]}`", origin])
     return table_lines(["model", "SHA-256 of config and weights", "made by"], rows)
 

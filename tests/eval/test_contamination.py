@@ -9,11 +9,10 @@ import pytest
 from data_shards import build
 from data_shards.shards import ShardSet
 from data_shards.tokens import load
-from eval import contamination, report, training_search
+from eval import contamination, report, run, training_search
 from eval.evaluation import read
 from job.errors import InputError
 from tests.eval.finished_evaluations import (
-    TASK,
     last_option,
     longest_option,
     medmcqa_rows,
@@ -92,30 +91,34 @@ def test_several_models_and_real_questions_that_no_article_has(real_data, inputs
     assert found["scores"]["last"]["all"] == found["scores"]["last"]["without"]
 
 
-def test_instruction_data_made_of_the_test_rows_is_noticed(real_data, tmp_path):
-    """Articles as JSON lines may hold anything, exam questions included."""
-    rows = medmcqa_rows(real_data)[:60]
-    long = [row for row in rows if len(row["question"].split()) > 20]
-    texts = [f"{row['question']} The answer is {row['opa']}." for row in long[:3]]
-    lines = [{"pmid": str(number), "text": text} for number, text in enumerate(texts, 1)]
-    (tmp_path / "leak.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def test_abstracts_that_pubmedqa_asks_about_are_noticed_in_training(real_data, tmp_path):
+    """PubMedQA's contexts are PubMed abstracts: what a corpus of all of PubMed has in it."""
+    rows = json.loads((real_data / "pubmedqa" / "ori_pqal_train_dev500.json").read_text())
+    abstracts = {pmid: " ".join(row["CONTEXTS"]) for pmid, row in rows.items()}
+    leaked = list(abstracts)[:2]
+    lines = [json.dumps({"pmid": pmid, "text": abstracts[pmid]}) + "\n" for pmid in leaked]
+    (tmp_path / "pubmed.jsonl").write_text("".join(lines))
     (tmp_path / "build.toml").write_text(f"""
         tokenizer = "{real_data}/stories260K/hf"
         output = "{tmp_path}/shards"
         workers = 1
         [[sources]]
-        name = "leak"
+        name = "pubmed"
         format = "jsonl"
-        paths = ["{tmp_path}/leak.jsonl"]
-        [selection]
-        minimum_characters = 1
+        paths = ["{tmp_path}/pubmed.jsonl"]
         [sharding]
         validation_fraction = 0.0
     """)
     build.main([str(tmp_path / "build.toml")])
-    out = write_medmcqa(tmp_path / "out", rows, longest=longest_option)
-    found = contamination.measure(read(out), [tmp_path / "shards"], 13)["tasks"][TASK]
-    assert {item["id"] for item in found["overlapping_items"]} == {row["id"] for row in long[:3]}
+    out = tmp_path / "scores"
+    words = ["--suite", "qa", "--data", str(real_data / "pubmedqa"), "--out", str(out), "--limit", "5"]
+    run.main([str(real_data / "stories260K" / "hf"), *words], {})
+    contamination.main([str(out), "--shards", str(tmp_path / "shards"), "--workers", "1"])
+    [found] = json.loads((out / "contamination.json").read_text())["tasks"].values()
+    assert (found["items"], found["overlapping"], found["mostly_overlapping"]) == (5, 2, 2)
+    assert [item["id"] for item in found["overlapping_items"]] == leaked
+    assert [item["document"] for item in found["overlapping_items"]] == [f"pmid:{pmid}" for pmid in leaked]
+    assert all(0.8 < item["share"] < 1 for item in found["overlapping_items"])  # the question itself is not there
 
 
 def test_refuses_what_cannot_be_searched(evaluation, inputs, tmp_path):
