@@ -32,8 +32,9 @@ from job.files import sha256_file, write_json
 
 FORMAT_VERSION = 1
 _MOSTLY = 0.8
-_LOOKED_FOR = ("text", "reference")
-"""keys of an item: its own text or, where all items are asked the same (structures), the answer that is wanted"""
+_LOOKED_FOR = ("text", "description", "reference")
+"""keys of an item: its own text; of a molecule to be written its description; where all items are asked the same, the
+answer that is wanted"""
 
 EPILOG = """example: python -m eval contamination scores --shards data/biomedical data/replay
 
