@@ -123,6 +123,17 @@ def _notes(data: DataSet, documents: Sequence[Document], settings: Settings, cut
             "ids are looked up in each document's own gold names; the _authors metrics look them up in the names of "
             "the whole test file, which are gold as well"
         )
+    if data.name in ("kd_dti", "ddi"):
+        notes.append(
+            "hard_match_f1 is the mean of the documents' F1, which the authors' script prints as `tp micro f1`; "
+            "hard_match_f1_of_means is its `tp macro f1`; micro_f1 counts triples over all documents"
+        )
+    if data.name == "hoc":
+        empty = sum(document.gold == {EMPTY} for document in documents)
+        notes.append(
+            f"{empty} of {len(documents)} sentences are `{EMPTY}`, a class of its own in f1, as in the authors' script; "
+            "f1_without_empty leaves it out"
+        )
     return notes
 
 

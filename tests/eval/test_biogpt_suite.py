@@ -277,6 +277,8 @@ def test_a_trained_model_is_scored(real_data, trained_model, tmp_path):
     assert status == 0, items[:5]
     assert task["metrics"]["unparsed"]["value"] <= 0.05
     assert [item["id"] for item in items] == [f"line-{number}" for number in range(1, 41)]
+    gold_empty = sum(item["target"] == "the type of this document is empty." for item in items)
+    assert any(note.startswith(f"{gold_empty} of 40 sentences are `empty`") for note in task["notes"])
     said_empty = [item for item in items if item["predicted"] == ["empty"]]
     assert len(said_empty) > 30
     assert task["metrics"]["f1"]["value"] == pytest.approx(task["baselines"]["always `empty`"]["f1"]["value"], abs=0.1)
