@@ -131,7 +131,7 @@ def _notes(data: DataSet, documents: Sequence[Document], settings: Settings, cut
     if data.name == "hoc":
         empty = sum(document.gold == {EMPTY} for document in documents)
         notes.append(
-            f"{empty} of {len(documents)} sentences are `{EMPTY}`, a class of its own in f1, as in the authors' script; "
+            f"{empty} of {len(documents)} sentences are `{EMPTY}`, a class of its own in f1, as the authors count; "
             "f1_without_empty leaves it out"
         )
     return notes
