@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from eval import compare, run
+from eval import compare, run, score
 from eval.statistics import mcnemar, paired_bootstrap
 from job.errors import InputError
 from tests.eval.finished_evaluations import (
@@ -17,6 +17,7 @@ from tests.eval.finished_evaluations import (
     longest_option,
     medmcqa_result,
     medmcqa_rows,
+    score_captions,
     write_evaluation,
     write_medmcqa,
 )
@@ -133,6 +134,24 @@ def test_refuses_what_names_no_model(guesses, tmp_path):
         compare.main([str(guesses), f"{guesses}:last"])
     with pytest.raises(InputError, match="has no model 'first'; it has longest, last"):
         compare.main([f"{guesses}:first", f"{guesses}:last"])
+
+
+def test_captions_of_two_files_are_compared_by_their_mean_scores(real_data, tmp_path, capsys):
+    out = score_captions(real_data, tmp_path, [], count=60)
+    rows = (tmp_path / "captions.txt").read_text().split("\n")
+    shorter = [rows[0], *("\t".join([*row.split("\t")[:2], row.split("\t")[2][:60]]) for row in rows[1:-1]), ""]
+    (tmp_path / "shorter.txt").write_text("\n".join(shorter))
+    score.main([str(tmp_path / "shorter.txt"), "--out", str(tmp_path / "other")])
+    [found] = run_json(capsys, out, tmp_path / "other")["tasks"]
+    items = [
+        [json.loads(line)["score"] for line in next((folder / "items").rglob("*.jsonl")).open()]
+        for folder in (out, tmp_path / "other")
+    ]
+    assert found["metric"] == "rouge_l" and found["test"] == "sign flips" and found["verdict"] == "worse"
+    assert found["p"] == pytest.approx(stats.ttest_rel(*items).pvalue, abs=0.01)
+    other_texts = score_captions(real_data, tmp_path, ["another reference"], count=60)
+    with pytest.raises(InputError, match="references_sha256 differs"):
+        compare.main([str(tmp_path / "other"), str(other_texts)])
 
 
 def test_bits_per_byte_of_a_damaged_model_are_worse(inputs, real_data, tmp_path, capsys):
