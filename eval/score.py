@@ -133,7 +133,7 @@ def score(predictions: Predictions, scorer: TextScorer, seed: int) -> TaskResult
     from eval.molecule_results import NOTE, molecule_metrics
     from eval.results import TaskResult
 
-    # Of what was to be said alone: two files of predictions can be compared. The checksum of each stands with the models.
+    # Of what was to be said alone, so that two files can be compared; the checksum of each stands with the models.
     references = hashlib.sha256("\n".join([*predictions.inputs, *predictions.references]).encode()).hexdigest()
     made_by: dict[str, Any] = {"references_sha256": references, "seed": seed}
     if predictions.of_molecules:
