@@ -23,7 +23,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from eval.generate import generate, too_long
+from eval.generate import batch_tokens, generate, too_long
 from eval.models import EvalModel
 from eval.shared_prefix import Ids, Likelihood, Prefix, Question, Scorer, plain_rows
 from eval.work import Journal, Memory, Record, work_through
@@ -53,7 +53,8 @@ class SharedPrefixLM(TemplateLM):
         Args:
             model: with its tokenizer.
             journal: where scores are kept so that a killed run goes on; None: nowhere.
-            token_budget: padded tokens of a batch, in the memory of a token that passes through a layer.
+            token_budget: padded tokens of a batch, in the memory of a token that passes through a layer; at most
+                `eval.generate.CPU_TOKENS` on a CPU.
             share: False scores plain rows, as a check.
         """
         super().__init__()
@@ -61,8 +62,8 @@ class SharedPrefixLM(TemplateLM):
         self.tokenizer = model.tokenizer
         self.max_length = model.max_length
         self._device = model.device
-        self._journal = journal if journal is not None else Memory()
-        self._token_budget = token_budget
+        self._journal = journal
+        self._token_budget = batch_tokens(model, token_budget)
         self._share = share
         self._scorer = Scorer(model.language_model)
         self.notes: list[str] = [self._scorer.refusal] if share and self._scorer.refusal is not None else []
@@ -184,7 +185,8 @@ class SharedPrefixLM(TemplateLM):
 
         names = [_name(question) for question in questions]
         lengths = [question.length - len(begin) for question in questions]
-        records = work_through(names, lengths, work, self._journal, self._budget(questions, len(begin)), "choices")
+        journal = self._journal if self._journal is not None else Memory()
+        records = work_through(names, lengths, work, journal, self._budget(questions, len(begin)), "choices")
         return [[Likelihood(*pair) for pair in record["likelihoods"]] for record in records]
 
     def _budget(self, questions: Sequence[Question], shared: int) -> int:

@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from align.model import cut_at
 from eval.models import EvalModel
 from eval.work import Journal, Memory, Record, work_through
 from job.errors import InputError
+
+CPU_TOKENS = 2048
+"""padded tokens of a batch on a CPU at most: what leaves its caches is slower, not faster"""
+
+
+def batch_tokens(model: EvalModel, token_budget: int) -> int:
+    """Padded tokens of a batch on the model's device."""
+    return min(token_budget, CPU_TOKENS) if model.device.type == "cpu" else token_budget
 
 
 def generate(
@@ -37,7 +45,7 @@ def generate(
         journal: where texts are kept so that a killed run goes on; None: nowhere.
         max_new_tokens: longest text, in tokens.
         stops: strings before which a text ends.
-        token_budget: padded tokens of a batch, prompts and new tokens, beams counted.
+        token_budget: padded tokens of a batch, prompts and new tokens, beams counted; at most `CPU_TOKENS` on a CPU.
         what: for the progress bar.
         options: of transformers' `generate`, such as `num_beams`. Without any, decoding is greedy: nothing is taken
             from the model's own generation_config.json but its end tokens.
@@ -49,17 +57,18 @@ def generate(
     for name, ids in encoded.items():
         if not ids:
             raise InputError(f"the prompt of {name} is empty")
-    config = _config(model, max_new_tokens, stops, options)
+    config = _config(model, max_new_tokens, options)
     names = list(prompts)
     rows = [encoded[name][-room:] for name in names]
     lengths = [(len(ids) + max_new_tokens) * (config.num_beams or 1) for ids in rows]
 
     def work(batch: list[int]) -> list[Record]:
-        found = _generate(model, [rows[row] for row in batch], config)
+        found = _generate(model, [rows[row] for row in batch], config, stops)
         texts = model.tokenizer.batch_decode(found, skip_special_tokens=True)
         return [{"id": names[row], "text": cut_at(text, stops)} for row, text in zip(batch, texts, strict=True)]
 
-    records = work_through(names, lengths, work, Memory() if journal is None else journal, token_budget, what)
+    budget = batch_tokens(model, token_budget)
+    records = work_through(names, lengths, work, Memory() if journal is None else journal, budget, what)
     return {record["id"]: record["text"] for record in records}
 
 
@@ -86,9 +95,7 @@ def _encode(model: EvalModel, prompts: Mapping[str, str]) -> dict[str, list[int]
     return dict(zip(prompts, found["input_ids"], strict=True))
 
 
-def _config(
-    model: EvalModel, max_new_tokens: int, stops: Sequence[str], options: Mapping[str, Any]
-) -> GenerationConfig:
+def _config(model: EvalModel, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationConfig:
     tokenizer = model.tokenizer
     own = getattr(model.language_model.generation_config, "eos_token_id", None)
     ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
@@ -100,32 +107,41 @@ def _config(
         pad_token_id=pad,
         eos_token_id=ends or None,
         bos_token_id=tokenizer.bos_token_id,
-        stop_strings=[stop for stop in stops if _can_write(tokenizer, stop)] or None,
         **chosen,
     )
 
 
-def _can_write(tokenizer: PreTrainedTokenizerBase, stop: str) -> bool:
-    """Whether a text of this tokenizer can have `stop`: BioGPT's has no line breaks, which transformers stumbles on."""
-    ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
-    return stop in tokenizer.decode(ids)
+class _StopStrings(StoppingCriteria):
+    """Ends a row when the text of its new tokens holds a stop string.
+
+    transformers' own criterion compares pieces instead: it ends rows whose text never shows the stop string, and fails
+    for a stop string that the tokenizer cannot write.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], prompt: int) -> None:
+        self._tokenizer, self._stops, self._prompt = tokenizer, stops, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        texts = self._tokenizer.batch_decode(input_ids[:, self._prompt :], skip_special_tokens=True)
+        done = [any(stop in text for stop in self._stops) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
 
 
 @torch.inference_mode()
-def _generate(model: EvalModel, rows: Sequence[Sequence[int]], config: GenerationConfig) -> Tensor:
+def _generate(
+    model: EvalModel, rows: Sequence[Sequence[int]], config: GenerationConfig, stops: Sequence[str]
+) -> Tensor:
     """New tokens of each row, padded on the right: (rows, new tokens)."""
     longest = max(map(len, rows))
     ids = torch.tensor([[*[config.pad_token_id] * (longest - len(row)), *row] for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    criteria = StoppingCriteriaList([_StopStrings(model.tokenizer, stops, longest)] if stops else [])
     language_model: Any = model.language_model
     own = language_model.generation_config
     language_model.generation_config = GenerationConfig()  # transformers fills what `config` leaves open from it
     try:
         whole: Tensor = language_model.generate(
-            ids,
-            attention_mask=mask,
-            generation_config=config,
-            tokenizer=model.tokenizer if config.stop_strings else None,
+            ids, attention_mask=mask, generation_config=config, stopping_criteria=criteria
         )
     finally:
         language_model.generation_config = own
