@@ -135,14 +135,14 @@ class Encoding:
         self.end_id: int = tokenizer.eos_token_id
         self.pad_id: int = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._caches: dict[Kind, StructureCache | None] = {"molecule": molecule_cache, "protein": protein_cache}
-        self._start = _start_ids(tokenizer)
+        self.start_ids = _start_ids(tokenizer)
         self._backend = _backend(tokenizer)
         self._tokenise = functools.lru_cache(_CACHED_TEXTS)(self._tokenise_text)
 
     def length(self, question: Question) -> int:
         """Tokens of the question's example; raises `ExampleError` or the structures' errors as `example` does."""
         prompt = build_prompt(self.settings.prompt, [Turn.asking(question)])
-        tokens = len(self._start) + sum(len(self._tokenise(piece)) for piece in prompt.pieces)
+        tokens = len(self.start_ids) + sum(len(self._tokenise(piece)) for piece in prompt.pieces)
         tokens += sum(self._places(structure) for structure in prompt.structures)
         self._check_room(tokens, question.id)
         return min(tokens + len(self._tokenise_text(question.answer)) + 1, self.settings.max_length)
@@ -155,16 +155,19 @@ class Encoding:
         """
         prompt = self.prompt([Turn.asking(question)])
         self._check_room(len(prompt), question.id)
-        answer = np.array([*self._tokenise_text(question.answer), self.end_id], dtype=np.int64)
-        answer = answer[: self.settings.max_length - len(prompt)]
+        answer = self.answer_ids(question.answer)[: self.settings.max_length - len(prompt)]
         ids, labels = np.concatenate([prompt.ids, answer]), np.concatenate([prompt.labels, answer])
         return replace(prompt, ids=ids, labels=labels)
+
+    def answer_ids(self, text: str) -> np.ndarray:
+        """The ids of an answer and the end token, int64."""
+        return np.array([*self._tokenise_text(text), self.end_id], dtype=np.int64)
 
     def prompt(self, turns: Sequence[Turn]) -> Example:
         """The prompt of a conversation, without labels, for generation; raises as `example`, but for the room."""
         prompt = build_prompt(self.settings.prompt, turns)
         example = Example(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-        parts = [np.array([*self._start, *self._tokenise(prompt.pieces[0])], dtype=np.int64)]
+        parts = [np.array([*self.start_ids, *self._tokenise(prompt.pieces[0])], dtype=np.int64)]
         for structure, piece in zip(prompt.structures, prompt.pieces[1:]):
             positions = self._add(structure, example)
             places = getattr(self.settings, structure.kind).adapter.count(positions)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from rdkit import DataStructs
+from rdkit.Chem import rdFingerprintGenerator
 
 from align.leakage import nearest_molecules, nearest_proteins
+from align.molecules import parse
 from align.questions import Question
 
 _QUERIES_AT_ONCE = 256
@@ -47,15 +51,40 @@ def nearest_texts(training: Sequence[str], queries: Sequence[str]) -> list[int]:
     Similarity is the cosine of TF-IDF weights, as scikit-learn defines them, of words and of pairs of words; a word is
     what lies between blanks, so that names of chemicals stay whole.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+    vectorizer = _vectorizer()
     known = vectorizer.fit_transform(training).T.tocsr()
     places: list[int] = []
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         similarity = vectorizer.transform(queries[start : start + _QUERIES_AT_ONCE]) @ known
         places += similarity.toarray().argmax(axis=1).tolist()
     return places
+
+
+def pair_scores(training: Sequence[Question], rows: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
+    """What pairs of a molecule and its text (the answer) in training say of which text belongs to which molecule.
+
+    A text is compared with molecules through the molecule of the nearest training text (Tanimoto coefficient of Morgan
+    fingerprints), a molecule with texts through the text of the nearest training molecule (cosine of TF-IDF weights).
+
+    Returns scores of texts as queries, float64 [texts, molecules], and of molecules as queries [molecules, texts].
+    """
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+    molecules = [row.molecules[0] for row in rows]
+    texts = [row.answer for row in rows]
+    known = [question.answer for question in training]
+    prints = [generator.GetFingerprint(parse(smiles)) for smiles in molecules]
+    copied = [training[place].molecules[0] for place in nearest_texts(known, texts)]
+    by_text = [DataStructs.BulkTanimotoSimilarity(generator.GetFingerprint(parse(smiles)), prints) for smiles in copied]
+    vectorizer = _vectorizer().fit(known)
+    places = nearest_molecules([question.molecules[0] for question in training], molecules)
+    by_molecule = vectorizer.transform([known[place] for place in places]) @ vectorizer.transform(texts).T
+    return np.array(by_text), by_molecule.toarray().astype(np.float64)
+
+
+def _vectorizer() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes seconds
+
+    return TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
 
 
 def _kind(question: Question) -> tuple[str, bool]:

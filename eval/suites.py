@@ -44,6 +44,7 @@ SUITES = {
     "qa": "eval.qa_suite",
     "structures": "eval.structure_suite",
     "text2molecule": "eval.text_to_molecule_suite",
+    "retrieval": "eval.retrieval_suite",
     "biogpt": "eval.biogpt_suite",
 }
 """By name, the module."""
