@@ -124,6 +124,12 @@ def _follow(model: AlignedModel, question: Question, texts: Sequence[np.ndarray]
     return found
 
 
+def log_mean(nats: np.ndarray) -> np.ndarray:
+    """Logarithm of the mean over structures of p(text | structure): float64 [texts], of ln p [structures, texts]."""
+    highest = nats.max(axis=0)
+    return highest + np.log(np.exp(nats - highest).mean(axis=0))
+
+
 # By embeddings.
 
 

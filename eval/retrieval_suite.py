@@ -31,8 +31,9 @@ VERSION = "1"
 MODES = ("paragraph", "sentence")
 METHODS = {
     "likelihood": "ln p(text | structure) of the aligned model, summed over the text's tokens. The texts of a "
-    "structure are ranked by how far that exceeds the text's mean over all structures of the test set (a text's own "
-    "likelihood would rank them alike for every structure, and short ones first: 'unnormalised' shows it)",
+    "structure are ranked by ln p(text | structure) - ln p(text), where p(text) is the mean of p(text | structure) "
+    "over all structures of the test set (a text's likelihood alone would rank short and common texts first for every "
+    "structure: 'unnormalised' shows it)",
     "embeddings": "cosine of the mean embedding that the adapter makes of a structure and the mean input embedding of "
     "the text's tokens, both centred over the test set",
     "hidden-states": "cosine of the language model's last hidden states, means over the structure's places in its "
@@ -249,7 +250,7 @@ class _Retrieval:
                 notes.append(f"{cut:,} texts are longer than the model has room for and are cut, alike for everything.")
             kind = self.pool.kind
             unnormalised = {f"{kind}_to_text, unnormalised": nats}
-            return (nats.T, nats - nats.mean(axis=0)), unnormalised, notes
+            return (nats.T, nats - retrieval_scores.log_mean(nats)), unnormalised, notes
         vectors = retrieval_scores.embeddings(model, rows, self.token_budget, self.method == "hidden-states")
         similarity = retrieval_scores.cosines(*vectors)
         note = "No training of ours makes these vectors of structures and texts agree: near chance is what to expect."
