@@ -28,8 +28,9 @@ say "4. Training over $ranks ranks, through megatron-core"
 run torchrun --nproc-per-node "$ranks" -m pretrain configs/demo/pretrain.toml "${layout[@]}"
 say "5. Back out as a Hugging Face model"
 run python -m parallel export runs/demo/pretrain runs/demo/model
-say "6. Before and after, measured by transformers on articles that training never saw"
-run python -m eval runs/demo/base runs/demo/model --suite perplexity --data runs/demo/shards --out runs/demo/eval --sequence-length 256
+say "6. Did it help? Before and after, measured by transformers on articles that training never saw"
+run python -m eval pretraining --base runs/demo/base --continued runs/demo/model --shards runs/demo/shards \
+    --sequence-length 256 --out runs/demo/scores/pretraining
 say "7. Molecules and proteins with questions (the 10B takes PubChem and Swiss-Prot), and how far copying an answer gets"
 run python configs/demo/structures.py runs/demo/structures
 run python -m align build questions runs/demo/structures/molecules.jsonl --out runs/demo/molecules
@@ -44,5 +45,8 @@ say "10. Ask it"
 run python -m align ask runs/demo/aligned --molecule 'OC(=O)c1ccc(Cl)cc1' 'Please describe this molecule.'
 run python -m align ask runs/demo/aligned --protein MKKLLLALLALLAAPAQAEDKTGHRYERVDSQEPKPEDDLTHEAKS \
     'What are the subcellular locations of this protein?'
+say "11. How good are its answers? Beside what copying the nearest training answer scores, with intervals"
+run python -m eval runs/demo/aligned --suite structures --data runs/demo/molecules runs/demo/proteins --out runs/demo/scores/structures
 printf '\nlanguage model: runs/demo/model   aligned model: runs/demo/aligned\n'
 printf 'loss plots: runs/demo/pretrain/loss.png runs/demo/align/loss.png   metrics: metrics.jsonl beside them\n'
+printf 'reports: runs/demo/scores/pretraining/perplexity/report.html runs/demo/scores/structures/report.html\n'
