@@ -14,6 +14,7 @@ REAL_DATA = Path(os.environ.get("BIOMEDGPT_TEST_DATA", REPOSITORY.parent / "shar
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of our own."""
     parser.addoption("--write-losses", action="store_true", help="write tests/assets/losses/*.txt from this run")
+    parser.addoption("--write-golden", action="store_true", help="write tests/slurm/golden/*.sbatch from this run")
 
 
 @pytest.fixture(scope="session")

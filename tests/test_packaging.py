@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = [
-    *([package] for package in ("data_shards", "parallel", "pretrain", "align", "eval")),
+    *([package] for package in ("data_shards", "parallel", "pretrain", "align", "eval", "slurm")),
     *(
         [package, verb]
-        for package in ("data_shards", "parallel", "align")
+        for package in ("data_shards", "parallel", "align", "slurm")
         for verb in importlib.import_module(f"{package}.__main__").VERBS
     ),
 ]

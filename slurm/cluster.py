@@ -1,0 +1,166 @@
+"""The cluster as its users describe it, in one TOML file: what jobs ask for, and what their shell sets up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from job import config as configs
+from job.errors import InputError
+
+DEFAULT = Path("slurm/cluster.toml")
+
+
+@dataclass
+class NodeConfig:
+    """What a job asks for on each of its nodes."""
+
+    partition: str = ""
+    """unset: the cluster's default"""
+    gpus: int = 0
+    """GPUs of a node"""
+    gpu_type: str = ""
+    """their type, where Slurm wants it named (h100)"""
+    tasks: int = 0
+    """processes on a node (0: one per GPU; without GPUs, one)"""
+    cpus: int = 0
+    """CPU cores of a node (0: what Slurm gives by itself)"""
+    memory: str = ""
+    """memory of a node, as Slurm writes it (900G; 0 is all of it); unset: what Slurm gives by itself"""
+    time: str = "24:00:00"
+    """longest time of one job; a training run that needs more goes on in the same job, queued again"""
+    directives: list[str] = field(default_factory=list)
+    """further #SBATCH options, such as --constraint=h100 or --exclude=node7"""
+
+
+@dataclass
+class ContainerConfig:
+    """A container that every program runs in."""
+
+    image: str = ""
+    """pyxis: a squashfs file or registry image; apptainer: a .sif file; unset: no container"""
+    tool: Literal["pyxis", "apptainer"] = "pyxis"
+    """what starts it"""
+    mounts: list[str] = field(default_factory=list)
+    """directories to see inside, as PATH or OUTSIDE:INSIDE; the working directory always is"""
+
+
+@dataclass
+class EnvironmentConfig:
+    """What the shell of a job sets up."""
+
+    setup: list[str] = field(default_factory=list)
+    """lines of shell before everything else"""
+    modules: list[str] = field(default_factory=list)
+    """environment modules to load"""
+    virtual_environment: str = ""
+    """Python environment to activate; with neither this nor a container: the Python that `submit` ran in"""
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    """container"""
+    interface: str = ""
+    """network interface between nodes (ib0); unset: NCCL and gloo choose"""
+    scratch: str = ""
+    """fast directory that exists on every node, for temporary files and compiled kernels"""
+    variables: dict[str, str] = field(default_factory=dict)
+    """further environment variables; none that is secret, since scripts can be read by others"""
+
+
+@dataclass
+class PreflightConfig:
+    """What a node must be able to do before training starts on it."""
+
+    use: bool = True
+    """false: start training unchecked"""
+    seconds: float = 60.0
+    """longest time of all checks together"""
+    free_disk_gib: float = 50.0
+    """room that the run directory must have"""
+    free_gpu_memory: float = 0.9
+    """share of a GPU's memory that must be free"""
+    clock_seconds: float = 5.0
+    """largest difference between the clocks of two nodes"""
+    bandwidth_gbytes: float = 0.0
+    """smallest bandwidth of an all-reduce over all GPUs, in 10^9 bytes per second (0: measured, not judged)"""
+
+
+@dataclass
+class RestartConfig:
+    """How a training job goes on after a time limit, a preemption or a crash."""
+
+    signal_seconds: int = 300
+    """USR1 comes this long before the time limit: time to finish a step and write a checkpoint"""
+    without_progress: int = 3
+    """restarts in a row without a newer checkpoint after which the job gives up"""
+    exclude_nodes: int = 4
+    """most nodes that preflight may exclude, one after the other"""
+
+
+_TIME = re.compile(r"\d+(-\d+(:\d+(:\d+)?)?|:\d+(:\d+)?)?")  # sbatch(1), --time
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
+
+
+@dataclass
+class ClusterConfig:
+    """A cluster."""
+
+    account: str = ""
+    """who pays"""
+    qos: str = ""
+    """quality of service"""
+    gpu: NodeConfig = field(default_factory=NodeConfig)
+    """jobs that train and evaluate"""
+    cpu: NodeConfig = field(default_factory=NodeConfig)
+    """jobs that build shards and convert models"""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """environment"""
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    """preflight"""
+    restart: RestartConfig = field(default_factory=RestartConfig)
+    """restarts"""
+
+    def __post_init__(self) -> None:
+        for kind in ("gpu", "cpu"):
+            node: NodeConfig = getattr(self, kind)
+            if not _TIME.fullmatch(node.time):
+                raise ValueError(f"{kind}.time is '{node.time}'; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
+            for directive in node.directives:
+                if not directive.startswith("-"):
+                    raise ValueError(f"{kind}.directives: '{directive}' is no option of sbatch (--name=value)")
+            if min(node.gpus, node.tasks, node.cpus) < 0:
+                raise ValueError(f"{kind}: gpus, tasks and cpus cannot be negative")
+        for name in self.environment.variables:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise ValueError(f"environment.variables: '{name}' is no name of a variable")
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"environment.variables: {name} looks like a secret, and scripts can be read by others; export it "
+                    "in the shell that you submit from (sbatch passes it on), or keep it in a file such as ~/.netrc"
+                )
+        for value in _texts(configs.as_dict(self)):
+            if re.search(r"[\x00-\x1f\x7f]", value):
+                raise ValueError(f"{value!r} has a line break or another control character in it")
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _texts(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def load(path: Path | None, changes: Sequence[str] = ()) -> ClusterConfig:
+    """The description in `path` (None: `slurm/cluster.toml`), with `--section.key value` changes.
+
+    Raises `InputError` where it does not exist or does not fit.
+    """
+    file = path or DEFAULT
+    if not file.is_file():
+        raise InputError(
+            f"cluster description {file} does not exist; copy slurm/cluster.toml from the repository, adapt it to your "
+            "cluster, and name it with --cluster"
+        )
+    return configs.parse(ClusterConfig, [str(file), *changes], "cluster description", "What jobs ask of a cluster.")

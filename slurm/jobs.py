@@ -1,0 +1,267 @@
+"""A stage and a cluster become the text of an sbatch file. Pure: nothing is read, run or written here.
+
+The text is meant to be read, and to be submitted by hand as well. Paths in it are as the user wrote them, relative to
+the directory that `submit` ran in.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from job.errors import InputError
+from slurm.chain import TRAINING, Stage
+from slurm.cluster import ClusterConfig, ContainerConfig, NodeConfig, PreflightConfig, RestartConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chain was submitted."""
+
+    source: Path
+    """the config that was submitted"""
+    directory: Path
+    """of scripts and logs: `directory/slurm`"""
+    working_directory: Path
+    """of `submit`, and of all its jobs"""
+    python: str
+    """the Python that runs in jobs without container and virtual environment"""
+
+    def script(self, name: str) -> Path:
+        """The sbatch file of a stage."""
+        return self.directory / "slurm" / f"{name}.sbatch"
+
+    def log(self, stage: Stage) -> Path:
+        """Where a stage prints; %j, %A and %a stand for numbers of the job."""
+        return self.directory / "slurm" / f"{stage.name}-{'%A-%a' if stage.config.each else '%j'}.log"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks Slurm for."""
+
+    node: NodeConfig
+    nodes: int
+    tasks: int
+    """processes on a node"""
+    gpus: int
+    """of a node"""
+    time: str
+
+
+def request(stage: Stage, cluster: ClusterConfig) -> Request:
+    """What a stage asks for on a cluster. Raises `InputError` where it has more GPUs than its nodes."""
+    config, node = stage.config, cluster.gpu if stage.on_gpus else cluster.cpu
+    parallel = config.kind in (*TRAINING, "eval")
+    gpus = node.gpus if config.gpus is None else config.gpus
+    if gpus > node.gpus:
+        raise InputError(
+            f"stage '{stage.name}' asks for {gpus} GPUs of a node, but the cluster description says {node.gpus}"
+        )
+    if not parallel:
+        gpus = min(gpus, 1)
+    tasks = config.tasks if config.tasks is not None else node.tasks
+    tasks = (tasks or gpus or 1) if parallel else 1
+    return Request(node, config.nodes, tasks, gpus, config.time or node.time)
+
+
+def script(stage: Stage, cluster: ClusterConfig, place: Place) -> str:
+    """The sbatch file of a stage. Raises `InputError` for a path that no #SBATCH line can hold."""
+    asked = request(stage, cluster)
+    training = stage.config.kind in TRAINING
+    body = _training(stage, cluster, place, asked) if training else _programs(stage, cluster, place, asked)
+    sections = [
+        [
+            "#!/bin/bash",
+            f"# Stage '{stage.name}' of {place.directory}.",
+            f"# Written by: python -m slurm submit {shlex.quote(str(place.source))}",
+            f"# By itself:  sbatch {shlex.quote(str(place.script(stage.name)))}",
+            *(f"#SBATCH {option}" for option in _options(stage, cluster, place, asked)),
+        ],
+        _environment(stage, cluster),
+        body,
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def _options(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request) -> list[str]:
+    node = asked.node
+    options = [f"--job-name={_quoted(f'{place.directory.name}-{stage.name}')}"]
+    if node.partition:
+        options.append(f"--partition={_quoted(node.partition)}")
+    if cluster.account:
+        options.append(f"--account={_quoted(cluster.account)}")
+    if cluster.qos:
+        options.append(f"--qos={_quoted(cluster.qos)}")
+    options += [f"--nodes={asked.nodes}", f"--ntasks-per-node={asked.tasks}"]
+    if asked.gpus:
+        options.append(f"--gpus-per-node={f'{node.gpu_type}:' if node.gpu_type else ''}{asked.gpus}")
+    if cores := _cores_of_task(asked):
+        options.append(f"--cpus-per-task={cores}")
+    if node.memory and not (node.memory == "0" and asked.gpus < node.gpus):  # not all of it for a part of the GPUs
+        options.append(f"--mem={node.memory}")
+    options.append(f"--time={asked.time}")
+    if stage.config.kind in TRAINING:
+        options.append(f"--signal=USR1@{cluster.restart.signal_seconds}")
+    if stage.config.each:
+        options.append(f"--array=0-{len(stage.config.each) - 1}")
+    options += ["--requeue", "--open-mode=append"]
+    options.append(f"--chdir={_quoted(str(place.working_directory))}")
+    pattern = place.log(stage)
+    options.append(f"--output={_quoted(str(pattern.parent).replace('%', '%%') + '/' + pattern.name)}")
+    return options + list(node.directives)
+
+
+def _cores_of_task(asked: Request) -> int:
+    """CPU cores of one process; of a job that takes a part of the node's GPUs, that part of its cores."""
+    share = asked.gpus / asked.node.gpus if asked.gpus and asked.node.gpus else 1.0
+    return max(1, int(asked.node.cpus * share) // asked.tasks) if asked.node.cpus else 0
+
+
+def _environment(stage: Stage, cluster: ClusterConfig) -> list[str]:
+    settings = cluster.environment
+    lines = list(settings.setup)
+    if settings.modules:
+        lines.append(f"module load {shlex.join(settings.modules)}")
+    if settings.virtual_environment:
+        lines.append(f"source {_path(settings.virtual_environment)}/bin/activate")
+    variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if stage.on_gpus:
+        variables |= {"NCCL_DEBUG": "WARN", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    if stage.config.kind == "pretrain":
+        # kernels start in the order they were launched in: tensor-parallel communication overlaps with computation
+        variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    if settings.interface:
+        variables |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), settings.interface)
+    if settings.scratch:
+        variables |= {"TMPDIR": settings.scratch, "TRITON_CACHE_DIR": f"{settings.scratch}/triton-cache"}
+    variables |= settings.variables
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return [*lines, "set -uo pipefail"]
+
+
+def _programs(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request) -> list[str]:
+    """Run the stage's programs one after the other; the first that fails ends the job."""
+    launch = _launcher(cluster, place, asked)
+    lines = []
+    for number, command in enumerate(stage.commands):
+        words = command if isinstance(command, str) else shlex.join(command)
+        if words.split(" ")[0] == "python":
+            words = _python(cluster, place) + words.removeprefix("python")
+        last = number == len(stage.commands) - 1
+        if stage.config.each and last:
+            lines += ["case $SLURM_ARRAY_TASK_ID in"]
+            lines += [f"    {index}) set -- {shlex.join(more)} ;;" for index, more in enumerate(stage.config.each)]
+            lines += ["esac"]
+            words += ' "$@"'
+        lines.append(f"{launch}{words}" + ("" if last else " || exit"))
+    return lines
+
+
+def _training(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request) -> list[str]:
+    """Preflight, training, and what is to happen next: `python -m slurm after` decides, from how the run ended."""
+    assert stage.run is not None
+    [command] = stage.commands
+    assert not isinstance(command, str)
+    run, python = _path(str(stage.run)), _python(cluster, place)
+    launch = _launcher(cluster, place, asked)
+    lines = ["run=" + run, "started=$(date +%s)", "status=0"]
+    train = f"{launch}{python} {shlex.join(command[1:])} || status=$?"
+    if cluster.preflight.use:
+        options = _changed(cluster.preflight, PreflightConfig(), ("use",))
+        lines += [
+            "",
+            "# Are all nodes fit? Training starts only where they are.",
+            f'{launch}{python} -m slurm preflight "$run"{options} || status=$?',
+            'if [ "$status" -eq 0 ]; then',
+            *("    " + line for line in train.split("\n")),
+            "fi",
+        ]
+    else:
+        lines += ["", train]
+    container = cluster.environment.container
+    alone = ""
+    if container.image:
+        alone = _inside(container) if container.tool == "apptainer" else _launcher(cluster, place, asked, alone=True)
+    after = f'{alone}{python} -m slurm after "$run" --exit-code "$status" --started "$started"'
+    limits = _changed(cluster.restart, RestartConfig(), ("signal_seconds",))
+    return [
+        *lines,
+        "",
+        "# How did it end? The run directory says; a job that was cancelled does not come here.",
+        "decision=$(",
+        f"    {after}{limits}",
+        ") || decision=stop",
+        "case $decision in",
+        "    done) exit 0 ;;",
+        "    requeue*)",
+        "        trap '' TERM # which the batch script gets when its job is queued again",
+        '        scontrol requeue "$SLURM_JOB_ID" || exit 1',
+        "        exclude=${decision#requeue}",
+        '        if [ -n "$exclude" ]; then',
+        '            before=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %x)',
+        '            scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${before:+$before,}${exclude# }"',
+        "        fi",
+        "        exit 0",
+        "        ;;",
+        "esac",
+        'exit "$((status == 0 ? 1 : status))"',
+    ]
+
+
+def _launcher(cluster: ClusterConfig, place: Place, asked: Request, alone: bool = False) -> str:
+    """`srun ...` in front of a program: one process per GPU, all of which end when one fails; in the container."""
+    words = ["srun", "--kill-on-bad-exit=1"]
+    if asked.nodes * asked.tasks > 1:
+        words.append("--label")
+    if alone:
+        words = ["srun", "--nodes=1", "--ntasks=1"]
+    elif cores := _cores_of_task(asked):
+        words.append(f"--cpus-per-task={cores}")  # since Slurm 22.05 a step does not take it from the job
+    container = cluster.environment.container
+    if container.image and container.tool == "pyxis":
+        here = str(place.working_directory)
+        mounts = ",".join([f"{here}:{here}", *(m if ":" in m else f"{m}:{m}" for m in container.mounts)])
+        words += [f"--container-image={container.image}", f"--container-mounts={mounts}", f"--container-workdir={here}"]
+    inside = _inside(container) if container.tool == "apptainer" else ""
+    return shlex.join(words) + (" \\\n    " if len(shlex.join(words)) > 60 or inside else " ") + inside
+
+
+def _inside(container: ContainerConfig) -> str:
+    """What runs a program in an apptainer container."""
+    if not container.image:
+        return ""
+    binds = [word for mount in container.mounts for word in ("--bind", mount)]
+    return shlex.join(["apptainer", "exec", "--nv", *binds, container.image]) + " "
+
+
+def _python(cluster: ClusterConfig, place: Place) -> str:
+    settings = cluster.environment
+    inside = settings.virtual_environment or settings.container.image
+    return "python" if inside else shlex.quote(place.python)
+
+
+def _changed(settings: object, defaults: object, without: Sequence[str]) -> str:
+    """Options for those settings that are not as a verb has them by itself."""
+    words = []
+    for name, default in vars(defaults).items():
+        value = getattr(settings, name)
+        if name not in without and value != default:
+            words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    return "".join(f" {word}" for word in words)
+
+
+def _quoted(value: str) -> str:
+    """A value in an #SBATCH line, where Slurm understands quotes as a shell does, but a backslash is the end of it."""
+    if any(ord(letter) < 32 for letter in value) or "\\" in value:
+        raise InputError(f"{value!r} has a line break or a backslash in it, which no #SBATCH line can hold")
+    return shlex.quote(value)
+
+
+def _path(path: str) -> str:
+    """A path as a word of shell; a leading ~/ stays what it means."""
+    if path.startswith("~/"):
+        return "~/" + shlex.quote(path[2:])
+    return shlex.quote(path)

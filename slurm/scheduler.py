@@ -1,0 +1,141 @@
+"""Slurm's own commands, called: what they say, and a sentence where they refuse."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from job.errors import InputError
+
+_SECONDS = 60
+# squeue(1), "JOB STATE CODES": a job in one of these may still run.
+_UNFINISHED = {
+    "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
+    "RESIZING", "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What Slurm says of a job."""
+
+    job: str
+    states: tuple[str, ...]
+    """one; of an array job, those of its tasks"""
+    reason: str = ""
+    """why it waits, or why it ended"""
+    nodes: str = ""
+    restarts: int = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it waits or runs."""
+        return bool(_UNFINISHED & set(self.states))
+
+
+def available() -> bool:
+    """Whether Slurm's commands are here."""
+    return shutil.which("sbatch") is not None
+
+
+def call(*words: str) -> str:
+    """What a command of Slurm prints. Raises `InputError` where it is not there or refuses, with its own words."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
+    except FileNotFoundError:
+        raise InputError(f"{words[0]} is not here: run this where jobs are submitted (a login node)") from None
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{words[0]} has not answered for {_SECONDS} s; is the cluster's controller up?") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise InputError(f"{' '.join(words[:2])}: {said}")
+    return done.stdout
+
+
+def submit(script: Path, after: Sequence[str]) -> str:
+    """Submit an sbatch file that waits for the success of other jobs; returns the job's id."""
+    options = []
+    if after:
+        options = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    return call("sbatch", "--parsable", *options, str(script)).strip().split(";")[0]
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs, whatever they do."""
+    call("scancel", *jobs)
+
+
+def info(job: str) -> JobInfo | None:
+    """What Slurm knows of a job; None where it has forgotten it (five minutes after the end, unless it accounts)."""
+    try:
+        text = call("scontrol", "--oneliner", "show", "job", job)
+    except InputError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        return _accounted(job)
+    states = re.findall(r"\bJobState=(\S+)", text)
+    reason, nodes = _first(r"\bReason=(\S+)", text), _first(r" NodeList=(\S+)", text)
+    restarts = [int(number) for number in re.findall(r"\bRestarts=(\d+)", text)]
+    return JobInfo(job, tuple(sorted(set(states))), reason, nodes, max(restarts, default=0))
+
+
+def _first(pattern: str, text: str) -> str:
+    """The first match that says something."""
+    found = [value for value in re.findall(pattern, text) if value not in ("(null)", "None")]
+    return found[0] if found else ""
+
+
+def _accounted(job: str) -> JobInfo | None:
+    """What the accounting database knows, where there is one."""
+    try:
+        text = call("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}")
+    except InputError:
+        return None
+    states = {line.split()[0] for line in text.splitlines() if line.strip()}  # "CANCELLED by 1000"
+    return JobInfo(job, tuple(sorted(states))) if states else None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Nodes of one make in a partition."""
+
+    name: str
+    is_default: bool
+    nodes: int
+    cpus: int
+    memory_mb: int
+    gpus: int
+    """of the type asked for, or of all types"""
+    minutes: float
+
+
+def partitions(gpu_type: str = "") -> list[Partition]:
+    """What `sinfo` lists, nodes that are down left out; GPUs are those of `gpu_type` (empty: any)."""
+    found = []
+    for line in call("sinfo", "--noheader", "--responding", "--format=%P|%D|%c|%m|%G|%l").splitlines():
+        name, nodes, cpus, memory, gres, limit = line.strip().split("|")
+        gpus = 0
+        for kind, count in re.findall(r"\bgpu:(?:([^:,()]+):)?(\d+)", gres):
+            gpus += int(count) if gpu_type in ("", kind) else 0
+        many, cores, megabytes = (int(value.rstrip("+")) for value in (nodes, cpus, memory))
+        found.append(Partition(name.rstrip("*"), name.endswith("*"), many, cores, megabytes, gpus, minutes(limit)))
+    return found
+
+
+def minutes(limit: str) -> float:
+    """Minutes of a time as Slurm writes it (`30`, `12:00:00`, `7-00:00:00`, `infinite`)."""
+    if not limit[:1].isdigit():
+        return float("inf")
+    days, dash, rest = limit.rpartition("-")
+    parts: Iterable[float] = [float(part) for part in rest.split(":")]
+    parts = list(parts)
+    if dash:  # days-hours[:minutes[:seconds]]
+        parts += [0.0] * (3 - len(parts))
+        return float(days) * 1440 + parts[0] * 60 + parts[1] + parts[2] / 60
+    if len(parts) == 3:  # hours:minutes:seconds
+        return parts[0] * 60 + parts[1] + parts[2] / 60
+    return parts[0] + (parts[1] / 60 if len(parts) == 2 else 0.0)  # minutes[:seconds]
