@@ -9,6 +9,7 @@ from job.errors import run_command
 from job.verbs import dispatch
 
 VERBS: dict[str, tuple[str, str]] = {
+    "finetune": ("eval.finetune:main", "fine-tune on a task's training rows, then score: seeds, mean and spread"),
     "watch": ("eval.watch:main", "score the checkpoints of a training run as they appear"),
     "pretraining": ("eval.pretraining:main", "does continued pretraining help? base against continued, over seeds"),
     "compare": ("eval.compare:main", "two models on the same items: is the difference noise?"),

@@ -192,7 +192,20 @@ def words(real_data, model, tmp_path_factory):
     """A run of one seed over a few rows."""
     out = tmp_path_factory.mktemp("finetuned") / "medmcqa"
     data = ["--data", real_data / "medmcqa", "--hold-out", "0.5", "--train-rows", "100", "--limit", "20"]
-    settings = ["--seeds", "3", "--epochs", "2", "--lr", "3e-3", "--batch", "32", "--precision", "fp32"]
+    settings = [
+        "--seeds",
+        "3",
+        "--epochs",
+        "2",
+        "--lr",
+        "3e-3",
+        "--batch",
+        "32",
+        "--micro-batch",
+        "4",
+        "--precision",
+        "fp32",
+    ]
     return [str(word) for word in ["medmcqa", "--model", model, "--out", out, *data, *settings]], out
 
 
