@@ -111,7 +111,7 @@ def chosen(log_likelihoods: Sequence[float], lengths: Sequence[int] | None = Non
 def letters_results(row: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     """Scores of one item of which the letters' (or words') log-likelihoods are given."""
     answer = chosen([nats for nats, _ in results])
-    return {"acc": float(answer == row["gold"]), "macro_f1": (row["gold"], answer)}
+    return {"acc": float(answer == row["gold"]), "macro_f1": (row["gold"], answer, len(row["options"]))}
 
 
 def options_results(row: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
@@ -123,19 +123,18 @@ def options_results(row: dict[str, Any], results: Sequence[tuple[float, bool]]) 
 
 def generate_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Scores of one item of which the generated text is given; unparsed answers count as wrong."""
-    answer = parse(results[0], row["options"])
+    answer, count = parse(results[0], row["options"]), len(row["options"])
     return {
         "acc": float(answer == row["gold"]),
         "unparsed": float(answer is None),
-        "macro_f1": (row["gold"], len(row["options"]) if answer is None else answer),
+        "macro_f1": (row["gold"], count if answer is None else answer, count),
     }
 
 
-def mean_f1(pairs: Sequence[tuple[int, int]]) -> float:
-    """Macro-F1 over pairs of right and given answer, for lm-eval's table."""
-    classes = max(max(pair) for pair in pairs) + 1
-    confusion = np.zeros((classes, classes), np.int64)
-    for gold, answer in pairs:
-        confusion[gold, answer] += 1
-    right = max(gold for gold, _ in pairs) + 1
-    return macro_f1(confusion[:right])
+def mean_f1(answers: Sequence[tuple[int, int, int]]) -> float:
+    """Macro-F1 over right answer, given one and number of options of each item, for lm-eval's table."""
+    classes = max(count for _, _, count in answers)
+    confusion = np.zeros((classes, classes + 1), np.int64)
+    for gold, answer, count in answers:
+        confusion[gold, answer if answer < count else classes] += 1
+    return macro_f1(confusion)
