@@ -116,7 +116,10 @@ def _show_overview(shards: ShardSet) -> None:
 def _show_document(shards: ShardSet, tokenizer: tokens.Tokenizer, document: int, count: int) -> None:
     record, place = record_of(shards, document)
     ids = shards[document]
-    print(f"document {document:,} of {len(shards):,} ({shards.split}), {len(ids):,} tokens; {place}")
+    shard, number = shards.locate(document)
+    mask = shard.loss_mask(number)
+    counted = "" if mask is None else f", {int(mask.sum()):,} of them with loss"
+    print(f"document {document:,} of {len(shards):,} ({shards.split}), {len(ids):,} tokens{counted}; {place}")
     for key, value in record.items():
         if value not in (None, ""):
             print(f"  {key}: {value}")

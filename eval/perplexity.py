@@ -45,7 +45,10 @@ def measure(
         raise InputError(
             f"{model.directory} was made for {model.max_length} tokens; set --sequence-length to that or less"
         )
-    numbers = list(range(min(len(windows), limit or len(windows))))
+    # Instruction data may have windows whose loss masks leave out every target.
+    numbers = [number for number in range(min(len(windows), limit or len(windows))) if windows[number][1].any()]
+    if not numbers:
+        raise InputError(f"{windows.shards.directory}: the loss masks of {source} leave out every target")
     token_bytes = bytes_by_token(model.tokenizer, size)
 
     def work(rows: list[int]) -> list[Record]:

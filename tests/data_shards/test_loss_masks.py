@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards import order
+from data_shards import inspect, order
 from data_shards.mixture import Source, TrainingOrder
 from data_shards.shards import ShardSet
 from job.errors import InputError
@@ -143,3 +143,11 @@ def test_user_mistakes_are_one_sentence(tmp_path):
     tar.write_bytes(content)
     with pytest.raises(InputError, match=r"its loss mask says 7 among tokens .* data_shards verify"):
         order.TrainingWindows(ShardSet(build), 36, 0).target_masks(0, 1)
+
+
+@pytest.mark.real
+def test_inspect_says_how_much_of_a_document_counts(questions, real_data, capsys):
+    tokenizer = str(real_data / "llama_tokenizer" / "tokenizer.model")
+    inspect.main([str(questions.directory), "--index", "5", "--tokenizer", tokenizer])
+    counted = int(questions.shards[0].loss_mask(5).sum())
+    assert f"{len(questions[5])} tokens, {counted} of them with loss;" in capsys.readouterr().out
