@@ -138,9 +138,9 @@ def choices(model: EvalModel, rows: list[dict], arguments: argparse.Namespace) -
     return figures
 
 
-def generation(model: EvalModel, rows: list[dict], arguments: argparse.Namespace) -> dict:
-    items = max(8, arguments.items)
-    prompts = {row["id"]: prompt(row, True) for row in rows[:items]}
+def generation(model: EvalModel, rows: list[dict], shots: int, items: int, arguments: argparse.Namespace) -> dict:
+    asked = requests(rows[SHOTS : SHOTS + items], rows[:shots], letters=True)
+    prompts = {request.doc["id"]: request.args[0] for request in asked}
     config = GenerationConfig(
         max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1, pad_token_id=0, eos_token_id=2, stop_strings=STOPS
     )
@@ -180,6 +180,17 @@ def generation(model: EvalModel, rows: list[dict], arguments: argparse.Namespace
     }
 
 
+def line(title: str, row: dict, peer: str) -> list[str]:
+    size = row["best batch size"]
+    return [
+        title,
+        str(row["items"]),
+        f"{row[peer][str(size)]:.1f} ({size})",
+        f"{row['ours']:.1f}",
+        f"{row['ratio']:.1f}",
+    ]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,34 +205,28 @@ def main() -> None:
     lines = (arguments.data / "medmcqa" / "dev_sample_open.json").read_text(encoding="utf-8").strip().split("\n")
     rows = [json.loads(line) for line in lines]
     rows = [row | {"options": [row[key] for key in ("opa", "opb", "opc", "opd")]} for row in rows]
+    print(measure.machine("torch", "transformers", "lm-eval"))
+    print("items per CPU second; all choices and texts the same; in brackets the other side's best batch size\n")
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(arguments.data, Path(folder))
         figures = choices(model, rows, arguments)
-        generated = generation(model, rows, arguments)
-    table = [
-        [
-            title,
-            str(row["items"]),
-            f"{row['lm-eval'][str(row['best batch size'])]:.1f} ({row['best batch size']})",
-            f"{row['ours']:.1f}",
-            f"{row['ratio']:.1f}",
-            f"{row['largest difference']:.0e}",
-        ]
-        for title, row in figures.items()
-    ]
-    print(measure.machine("torch", "transformers", "lm-eval"))
-    print("items per CPU second; all choices the same; in brackets the batch size at which the other side is fastest\n")
-    print(measure.markdown(["MedMCQA", "items", "lm-eval hf", "ours", "ratio", "largest |Δ nats|"], table))
+        generated = {
+            "zero-shot": generation(model, rows, 0, arguments.items, arguments),
+            "fixed 5-shot": generation(model, rows, SHOTS, max(8, int(arguments.items * 0.3)), arguments),
+        }
+    print(
+        measure.markdown(
+            ["MedMCQA", "items", "lm-eval hf", "ours", "ratio", "largest |Δ nats|"],
+            [[*line(title, row, "lm-eval"), f"{row['largest difference']:.0e}"] for title, row in figures.items()],
+        )
+    )
     print()
-    size = generated["best batch size"]
-    line = [
-        f"{NEW_TOKENS} new tokens",
-        str(generated["items"]),
-        f"{generated['transformers'][str(size)]:.1f} ({size})",
-        f"{generated['ours']:.1f}",
-        f"{generated['ratio']:.1f}",
-    ]
-    print(measure.markdown(["generation", "items", "transformers, file order", "ours", "ratio"], [line]))
+    print(
+        measure.markdown(
+            [f"{NEW_TOKENS} new tokens", "items", "transformers, file order", "ours", "ratio"],
+            [line(title, row, "transformers") for title, row in generated.items()],
+        )
+    )
     measure.save(arguments.output, {"choices": figures, "generation": generated})
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -25,17 +25,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from eval.generate import batch_tokens, generate, too_long
 from eval.models import EvalModel
-from eval.shared_prefix import Ids, Likelihood, Prefix, Question, Scorer, plain_rows
+from eval.shared_prefix import Ids, Likelihood, Prefix, Question, Scorer, find_prefixes, plain_rows
 from eval.work import Journal, Memory, Record, work_through
 from job.errors import InputError
 
 TOKEN_BUDGET = 16_384
 """padded tokens of a batch"""
-
-MIN_SHARED = 16
-"""tokens: shorter prefixes are not shared"""
-MIN_SAVED = 512
-"""tokens: prefixes that save less than this in all are not shared, since they need batches of their own"""
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +142,11 @@ class SharedPrefixLM(TemplateLM):
                 shared.append(question)
             else:
                 plain += [part for part, _ in plain_rows(question)]
-        for length, members in (*find_prefixes(shared), (0, plain)):
+        groups = [
+            (length, [shared[number] for number in numbers])
+            for length, numbers in find_prefixes([question.context for question in shared])
+        ]
+        for length, members in (*groups, (0, plain)):
             found = self._score(members, members[0].context[:length] if length else ())
             for question, likelihoods in zip(members, found, strict=True):
                 for end, likelihood in zip(question.continuations, likelihoods, strict=True):
@@ -252,38 +251,6 @@ class SharedPrefixLM(TemplateLM):
             for number in numbers:
                 texts[number] = found[_digest([requests[number].args[0], key])]
         return texts
-
-
-def find_prefixes(questions: Sequence[Question]) -> Iterator[tuple[int, list[Question]]]:
-    """Group questions whose contexts begin alike: tokens they share (0: nothing worth it), and the questions.
-
-    In the order of their tokens, a question joins the group before it where the tokens it shares with that are more
-    than those that the group would no longer share.
-    """
-    groups: list[tuple[int, list[Question]]] = []
-    for question in sorted(questions, key=lambda question: question.context):
-        shared = 0
-        if groups:
-            length, members = groups[-1]
-            shared = min(length, _common(members[-1].context, question.context))
-            if shared > (length - shared) * (len(members) - 1):
-                members.append(question)
-                groups[-1] = shared, members
-                continue
-        groups.append((len(question.context) - 1, [question]))  # a question keeps a token of its own
-    alone: list[Question] = []
-    for length, members in groups:
-        if length >= MIN_SHARED and length * (len(members) - 1) >= MIN_SAVED:
-            yield length, members
-        else:
-            alone += members
-    yield 0, alone
-
-
-def _common(one: Ids, other: Ids) -> int:
-    """Tokens that both begin with, at least one of each left over."""
-    most = min(len(one), len(other)) - 1
-    return next((place for place in range(most) if one[place] != other[place]), most)
 
 
 def _boundary(context: str, continuation: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Text that a causal language model generates after many prompts: in batches of like length, over ranks, resumable."""
+"""Text that a language model generates after many prompts: in batches of like length, over ranks, resumable."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 
 from align.model import cut_at
 from eval.models import EvalModel
+from eval.shared_prefix import Prefix, Question, Scorer, find_prefixes
 from eval.work import Journal, Memory, Record, work_through
 from job.errors import InputError
 
@@ -37,7 +38,8 @@ def generate(
     """What the model writes after each prompt, up to an end token, the first stop string or `max_new_tokens`.
 
     Collective: every rank returns all texts. Prompts are encoded with the special tokens of the tokenizer's default; a
-    prompt that leaves no room for `max_new_tokens` loses tokens on its left, as in lm-eval (see `too_long`).
+    prompt that leaves no room for `max_new_tokens` loses tokens on its left, as in lm-eval (see `too_long`). What many
+    prompts begin with (few-shot examples) is computed once, where the model allows it and there are no beams.
 
     Args:
         model: with its tokenizer.
@@ -58,18 +60,45 @@ def generate(
         if not ids:
             raise InputError(f"the prompt of {name} is empty")
     config = _config(model, max_new_tokens, options)
-    names = list(prompts)
-    rows = [encoded[name][-room:] for name in names]
-    lengths = [(len(ids) + max_new_tokens) * (config.num_beams or 1) for ids in rows]
+    rows = {name: tuple(ids[-room:]) for name, ids in encoded.items()}
+    texts: dict[str, str] = {}
+    for shared, names, scorer in _groups(model, rows, config):
+        prefix: list[Prefix] = []
 
-    def work(batch: list[int]) -> list[Record]:
-        found = _generate(model, [rows[row] for row in batch], config, stops)
-        texts = model.tokenizer.batch_decode(found, skip_special_tokens=True)
-        return [{"id": names[row], "text": cut_at(text, stops)} for row, text in zip(batch, texts, strict=True)]
+        def work(
+            batch: list[int],
+            shared: int = shared,
+            names: list[str] = names,
+            scorer: Scorer | None = scorer,
+            prefix: list[Prefix] = prefix,
+        ) -> list[Record]:
+            some = [names[number] for number in batch]
+            if scorer is not None and not prefix:
+                prefix.append(scorer.prefix(rows[some[0]][:shared]))
+            found = _generate(model, [rows[name] for name in some], config, stops, prefix[0] if prefix else None)
+            decoded = model.tokenizer.batch_decode(found, skip_special_tokens=True)
+            return [{"id": name, "text": cut_at(text, stops)} for name, text in zip(some, decoded, strict=True)]
 
-    budget = batch_tokens(model, token_budget)
-    records = work_through(names, lengths, work, Memory() if journal is None else journal, budget, what)
-    return {record["id"]: record["text"] for record in records}
+        # Copies of a prefix take memory, but no computation.
+        lengths = [(len(rows[name]) - shared * 3 // 4 + max_new_tokens) * (config.num_beams or 1) for name in names]
+        kept = Memory() if journal is None else journal
+        records = work_through(names, lengths, work, kept, batch_tokens(model, token_budget), what)
+        texts |= {record["id"]: record["text"] for record in records}
+    return {name: texts[name] for name in prompts}
+
+
+def _groups(
+    model: EvalModel, rows: Mapping[str, tuple[int, ...]], config: GenerationConfig
+) -> list[tuple[int, list[str], Scorer | None]]:
+    """Prompts that begin alike, in how many tokens, and what runs these; 0 and None where each is read whole."""
+    names = list(rows)
+    groups = list(find_prefixes(list(rows.values())))
+    if config.num_beams != 1 or not any(shared for shared, _ in groups):
+        return [(0, names, None)]
+    scorer = Scorer(model.language_model)
+    if not all(scorer.shares(Question(row, ((0,) * config.max_new_tokens,))) for row in rows.values()):
+        return [(0, names, None)]
+    return [(shared, [names[number] for number in group], scorer if shared else None) for shared, group in groups]
 
 
 def too_long(model: EvalModel, prompts: Mapping[str, str], max_new_tokens: int) -> list[str]:
@@ -129,19 +158,30 @@ class _StopStrings(StoppingCriteria):
 
 @torch.inference_mode()
 def _generate(
-    model: EvalModel, rows: Sequence[Sequence[int]], config: GenerationConfig, stops: Sequence[str]
+    model: EvalModel,
+    rows: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    stops: Sequence[str],
+    prefix: Prefix | None,
 ) -> Tensor:
-    """New tokens of each row, padded on the right: (rows, new tokens)."""
+    """New tokens of each row, padded on the right: (rows, new tokens). Padding stands behind the prefix."""
     longest = max(map(len, rows))
-    ids = torch.tensor([[*[config.pad_token_id] * (longest - len(row)), *row] for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    shared = len(prefix) if prefix is not None else 0
+    pads = [longest - len(row) for row in rows]
+    ids = [[*row[:shared], *[config.pad_token_id] * pad, *row[shared:]] for row, pad in zip(rows, pads, strict=True)]
+    mask = [[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads]
     criteria = StoppingCriteriaList([_StopStrings(model.tokenizer, stops, longest)] if stops else [])
+    cache = {"past_key_values": prefix.growing_cache(len(rows))} if prefix is not None else {}
     language_model: Any = model.language_model
     own = language_model.generation_config
     language_model.generation_config = GenerationConfig()  # transformers fills what `config` leaves open from it
     try:
         whole: Tensor = language_model.generate(
-            ids, attention_mask=mask, generation_config=config, stopping_criteria=criteria
+            torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=config,
+            stopping_criteria=criteria,
+            **cache,
         )
     finally:
         language_model.generation_config = own

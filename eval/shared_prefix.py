@@ -24,10 +24,16 @@ from transformers.cache_utils import DynamicLayer
 Ids = tuple[int, ...]
 
 # Nats by which a likelihood may differ between a tree and plain rows where a model's forward supports trees.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE = {torch.float32: 3e-4, torch.float64: 3e-4}
 _TOLERANCE_HALF = 0.25
 # Names by which configs say how far a layer looks back; masks of ours do not say so.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+
+
+MIN_SHARED = 16
+"""tokens: shorter prefixes are not shared"""
+MIN_SAVED = 512
+"""tokens: prefixes that save less than this in all are not shared, since they need batches of their own"""
 
 
 class Likelihood(NamedTuple):
@@ -80,6 +86,13 @@ class Prefix:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def growing_cache(self, rows: int) -> DynamicCache:
+        """A cache of so many rows, each with a copy of the prefix, that grows as they are generated."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._layers):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        return cache
+
     def cache(self) -> DynamicCache:
         """A cache for one forward pass over any number of rows."""
         cache = DynamicCache()
@@ -118,6 +131,7 @@ class Scorer:
     """A causal language model that scores questions."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        """Find out on a few tokens what the model's forward supports."""
         self.model = model
         self.device = next(model.parameters()).device
         config = model.config.get_text_config()
@@ -204,6 +218,37 @@ class Scorer:
         """Rows padded with 0 on the right, int64. Padding comes after all that is scored, so nothing sees it."""
         padded = [[*values, *[0] * (longest - len(values))] for values in lists]
         return torch.tensor(padded, device=self.device)
+
+
+def find_prefixes(contexts: Sequence[Ids]) -> Iterator[tuple[int, list[int]]]:
+    """Group contexts that begin alike: tokens they share (0: nothing worth it), and their numbers.
+
+    In the order of their tokens, a context joins the group before it where the tokens that it shares with that are more
+    than those that the group would no longer share.
+    """
+    groups: list[tuple[int, list[int]]] = []
+    for number in sorted(range(len(contexts)), key=contexts.__getitem__):
+        if groups:
+            length, members = groups[-1]
+            shared = min(length, _common(contexts[members[-1]], contexts[number]))
+            if shared > (length - shared) * (len(members) - 1):
+                members.append(number)
+                groups[-1] = shared, members
+                continue
+        groups.append((len(contexts[number]) - 1, [number]))  # a context keeps a token of its own
+    alone: list[int] = []
+    for length, members in groups:
+        if length >= MIN_SHARED and length * (len(members) - 1) >= MIN_SAVED:
+            yield length, members
+        else:
+            alone += members
+    yield 0, alone
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """Tokens that both begin with, at least one of each left over."""
+    most = min(len(one), len(other)) - 1
+    return next((place for place in range(most) if one[place] != other[place]), most)
 
 
 def plain_rows(question: Question) -> Iterator[tuple[Question, list[int]]]:

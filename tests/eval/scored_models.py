@@ -1,7 +1,7 @@
 """Small models of several families, and requests made of real multiple-choice rows."""
 
 import json
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 
 import torch
@@ -77,3 +77,19 @@ def requests(real_data: Path, count: int, letters: bool, shots: int = 0) -> list
         for row in rows[:count]
         for number, answer in enumerate(LETTERS if letters else row["options"])
     ]
+
+
+class Counted:
+    """Counts the tokens that a model is fed."""
+
+    def __init__(self, model, monkeypatch):
+        self.tokens = 0
+        forward = model.language_model.forward
+
+        @wraps(forward)  # transformers looks at its signature
+        def counting(*arguments, **options):
+            ids = options["input_ids"] if "input_ids" in options else arguments[0]
+            self.tokens += ids.numel()
+            return forward(*arguments, **options)
+
+        monkeypatch.setattr(model.language_model, "forward", counting)

@@ -5,12 +5,12 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from eval.choices import SharedPrefixLM, find_prefixes
+from eval.choices import SharedPrefixLM
 from eval.models import EvalModel
-from eval.shared_prefix import Question, Scorer
+from eval.shared_prefix import Scorer, find_prefixes
 from eval.work import Journal
 from job.errors import InputError
-from tests.eval.scored_models import FAMILIES, questions, random_model, requests, trained
+from tests.eval.scored_models import FAMILIES, Counted, questions, random_model, requests, trained
 from tests.ranks.fork import run_ranks
 
 TOLERANCE = 1e-4
@@ -31,21 +31,6 @@ def assert_same(ours, theirs, options=4):
 def choices(scores, options=4):
     nats = torch.tensor([score[0] for score in scores], dtype=torch.float64).view(-1, options)
     return nats.argmax(-1).tolist()
-
-
-class Counted:
-    """Counts the tokens that a model is fed."""
-
-    def __init__(self, model, monkeypatch):
-        self.tokens = 0
-        forward = model.language_model.forward
-
-        def counting(*arguments, **options):
-            ids = options["input_ids"] if "input_ids" in options else arguments[0]
-            self.tokens += ids.numel()
-            return forward(*arguments, **options)
-
-        monkeypatch.setattr(model.language_model, "forward", counting)
 
 
 @pytest.mark.parametrize(("letters", "shots"), CASES)
@@ -210,16 +195,14 @@ def test_two_ranks_share_the_work_and_each_gets_all(real_data):
 
 def test_prefixes_are_found_in_mixed_requests():
     shots = [tuple(range(base, base + 100)) for base in (0, 1000)]
-    members = [Question((*shots[number % 2], 5000 + number, 7), ((1,), (2, 3))) for number in range(40)]
-    members += [Question((9000 + number, 8, 9), ((1,),)) for number in range(5)]
-    groups = list(find_prefixes(members))
-    assert [(length, len(questions)) for length, questions in groups] == [(100, 20), (100, 20), (0, 5)]
-    assert all(question.context[:100] == shots[number] for number in (0, 1) for question in groups[number][1])
+    contexts = [(*shots[number % 2], 5000 + number, 7) for number in range(40)]
+    contexts += [(9000 + number, 8, 9) for number in range(5)]
+    first, second, rest = find_prefixes(contexts)
+    assert first == (100, list(range(0, 40, 2)))
+    assert second == (100, list(range(1, 40, 2)))
+    assert rest == (0, list(range(40, 45)))
 
 
 def test_a_context_that_is_the_whole_prefix_keeps_a_token():
     shots = tuple(range(100))
-    (length, found), rest = find_prefixes(
-        [Question(shots, ((1,),))] + [Question((*shots, n), ((1,),)) for n in range(20)]
-    )
-    assert (length, len(found), rest) == (99, 21, (0, []))
+    assert list(find_prefixes([shots, *((*shots, number) for number in range(20))])) == [(99, list(range(21))), (0, [])]

@@ -9,7 +9,7 @@ from eval import generate as module
 from eval.generate import generate, too_long
 from eval.work import Journal
 from job.errors import InputError
-from tests.eval.scored_models import prompt, questions, random_model, trained
+from tests.eval.scored_models import Counted, prompt, questions, random_model, trained
 from tests.ranks.fork import run_ranks
 
 NEW = 24
@@ -41,6 +41,21 @@ def test_batched_is_one_by_one(real_data, family):
     assert found == one_by_one(model, texts, stops)
     assert list(found) == list(texts) and len(set(found.values())) > 5
     assert not any(stop in text for text in found.values() for stop in stops)
+
+
+@pytest.mark.parametrize("family", ["trained", "biogpt", "gpt2", "bloom"])
+def test_examples_before_every_prompt_are_computed_once(real_data, family, monkeypatch):
+    model = trained(real_data) if family == "trained" else random_model(real_data, family)
+    shots = "\n\n".join(f"{text} A" for text in list(prompts(real_data, 20).values())[-3:])
+    texts = {name: f"{shots}\n\n{text}" for name, text in prompts(real_data, 12).items()}
+    texts = {name: texts[name] for name in texts.keys() - too_long(model, texts, NEW)}
+    counted = Counted(model, monkeypatch)
+    found = generate(model, texts, None, max_new_tokens=NEW, stops=["\n"])
+    fed = counted.tokens
+    assert found == one_by_one(model, texts, ["\n"])
+    whole = sum(len(model.tokenizer.encode(text)) for text in texts.values())
+    assert whole > 1000
+    assert (fed < 0.7 * whole) is (family != "bloom")
 
 
 def test_beams(real_data):
