@@ -28,8 +28,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# a job that is queued again starts after cred_expire at the earliest (default: 120 s)
-AuthInfo=socket={root}/run/munge.sock,cred_expire=2
+# a job that is queued again starts after cred_expire at the earliest: 120 s by default, 5 at the least
+AuthInfo=socket={root}/run/munge.sock,cred_expire=5
 SlurmctldPidFile={root}/run/slurmctld.pid
 SlurmdPidFile={root}/run/slurmd-%n.pid
 StateSaveLocation={root}/state

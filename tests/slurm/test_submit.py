@@ -1,50 +1,10 @@
 """`submit` on a real Slurm: chains run in order and end where a stage fails, names are odd, refusals a sentence."""
 
-import json
-import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY
-
-CLUSTER = """
-    [gpu]
-    gpus = 2
-    cpus = 2
-    time = "10"
-    [cpu]
-    cpus = 1
-    time = "10"
-"""
-
-
-@pytest.fixture
-def slurm(sandbox, tmp_path):
-    """`python -m slurm ...` in a directory of its own: returns exit code and output."""
-    here = tmp_path / 'it\'s a "5%" of $HOME'
-    here.mkdir()
-    (here / "cluster.toml").write_text(CLUSTER)
-    environment = sandbox.environment | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
-
-    def run(*words, directory=here, **variables):
-        done = subprocess.run(
-            [sys.executable, "-m", "slurm", *map(str, words)],
-            cwd=directory,
-            env=environment | variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, done.stdout + done.stderr
-
-    run.directory = here
-    return run
-
-
-def stages(directory):
-    return {stage["name"]: stage for stage in json.loads((directory / "slurm" / "chain.json").read_text())["stages"]}
+from tests.slurm.chains import stages
 
 
 def test_chain_of_commands_under_an_odd_name(slurm, sandbox):
