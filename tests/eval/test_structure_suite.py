@@ -1,6 +1,7 @@
 """Answers about structures: real questions, an aligned model around the real small language model, golden scores."""
 
 import gzip
+import itertools
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from align.questions import PROTEIN_QUESTIONS
 from eval import score
 from eval.__main__ import main
 from eval.constant_answers import constant_answers
+from eval.molecule_metrics import MoleculeScorer
 from eval.neighbours import copied_answers
 from eval.text_metrics import score as score_texts
 from eval.text_metrics import score_answers
@@ -25,6 +27,7 @@ from tests.eval.structure_sets import aligned_directory, chebi_set, chembl_set, 
 
 pytestmark = pytest.mark.real
 NEW_TOKENS = 12
+MOLECULES = 250
 
 
 @pytest.fixture(scope="module")
@@ -281,10 +284,12 @@ def test_pubchem_descriptions(real_data, model, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def golden(real_data, tmp_path_factory):
-    """`eval score` on the two files that MolT5 ships."""
+    """`eval score` on the captions that MolT5 ships, and on the first of its molecules."""
     out = tmp_path_factory.mktemp("golden")
     folder = real_data / "molt5_predictions"
-    files = [folder / "molt5-base-smiles2caption.txt.gz", folder / "molt5-base-caption2smiles.txt.gz"]
+    with gzip.open(folder / "molt5-base-caption2smiles.txt.gz", "rt", encoding="utf-8") as rows:
+        (out / "molecules.txt").write_text("".join(itertools.islice(rows, 1 + MOLECULES)), encoding="utf-8")
+    files = [folder / "molt5-base-smiles2caption.txt.gz", out / "molecules.txt"]
     vocabularies = [real_data / "wordpiece_vocabularies"]
     wordnet = real_data / "wordnet" / "wordnet.zip"
     code = score.main([str(x) for x in [*files, "--vocabulary", *vocabularies, "--wordnet", wordnet, "--out", out]])
@@ -316,19 +321,18 @@ def test_golden_captions(golden):
     assert sum(item["score"] for item in items) / 3300 == pytest.approx(found["metrics"]["rouge_l"]["value"])
 
 
-def test_golden_molecules(golden):
-    _, results = golden
-    [found] = results["molt5-base-caption2smiles"].values()
-    assert {name: round(metric["value"], 4) for name, metric in found["metrics"].items()} == {
-        "exact": 0.0818,
-        "valid": 0.7864,
-        "levenshtein": 24.8458,
-        "maccs": 0.7881,
-        "rdkit": 0.6599,
-        "morgan": 0.602,
-        "bleu": 0.7833,
-    }
+def test_molecules_in_a_file(golden):
+    """(Golden values of the whole file are in test_molecule_metrics.)"""
+    out, results = golden
+    [(task, found)] = results["molecules"].items()
+    items = [json.loads(line) for line in (out / "items" / "molecules" / f"{task}.jsonl").open()]
+    assert len(items) == MOLECULES
+    expected = MoleculeScorer([item["reference"] for item in items]).score([item["answer"] for item in items])
+    values = {name: metric["value"] for name, metric in found["metrics"].items()}
+    assert values == pytest.approx({name: expected.to_json()[name] for name in values}) and len(values) == 7
+    assert 0 < values["exact"] < values["valid"] < 1
     assert found["metrics"]["levenshtein"]["higher_is_better"] is False
+    assert [item["scores"]["maccs"] is None for item in items] == (~expected.valid).tolist()
 
 
 def test_the_report_says_the_definition(golden):
