@@ -55,15 +55,22 @@ _READING_CODE = (
 _PACKING_CODE = (pack, shards, tokens, tokens.tokenizer_files)
 
 
+DESCRIPTION = """Turn raw articles into clean, unique, tokenised webdataset shards. Run again after a kill, or with more
+input, it redoes only what is missing or changed.
+
+  python -m data_shards build configs/corpus.toml
+  python -m data_shards build configs/corpus.toml --part 3/16    only read, the fourth of 16 parts of the input: for
+                                                                 jobs at once; a build without --part ends the work
+"""
+
+
 def main(arguments: list[str]) -> int:
-    """Parse the config, build, and print the funnel."""
-    config = job_config.parse(
-        BuildConfig,
-        arguments,
-        prog="python -m data_shards build",
-        description="Turn raw articles into clean, unique, tokenised webdataset shards. Run again after a kill, or "
-        "with more input, it redoes only what is missing or changed.",
-    )
+    """Parse the config, build, and print the funnel; with `--part I/N`, only read a part of the input."""
+    words, part = _take_part(arguments)
+    config = job_config.parse(BuildConfig, words, prog="python -m data_shards build", description=DESCRIPTION)
+    if part is not None:
+        read_part(config, *part)
+        return 0
     funnels = build(config)
     funnel.show(funnels)
     for sentence in (sentence for entry in funnels for sentence in entry["damaged_files"]):
@@ -117,6 +124,35 @@ def build(config: BuildConfig) -> list[dict[str, Any]]:
     return funnels
 
 
+def read_part(config: BuildConfig, number: int, count: int) -> None:
+    """Read and clean every `count`th of the inputs, from `number` on: what several jobs may do at once.
+
+    A `build` afterwards finds it done. Raises `InputError` where it cannot go on.
+    """
+    inputs = [(source, _find(source.paths, formats.SUFFIXES[source.format], source.name)) for source in config.sources]
+    with _lock(config.output, fcntl.LOCK_SH), ByteProgress() as progress:
+        with open(config.output / "intermediate" / "metadata.lock", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # the first part indexes, the others wait for it
+            metadata = [_index_metadata(config.output, source, progress) for source, _ in inputs]
+        tasks, _ = _extract_tasks(config, inputs, metadata)
+        mine = tasks[number::count]
+        progress.start("reading", sum(task.work for task in mine))
+        run_all(mine, config.worker_count(), *_advance(progress))
+    print(f"part {number} of {count}: {len(mine):,} of {len(tasks):,} inputs are read")
+
+
+def _take_part(arguments: list[str]) -> tuple[list[str], tuple[int, int] | None]:
+    """The words without `--part I/N`, and I and N."""
+    if "--part" not in arguments:
+        return arguments, None
+    place = arguments.index("--part")
+    value = "".join(arguments[place + 1 : place + 2])
+    number, slash, count = value.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise InputError(f"--part {value}: write I/N, with I from 0 to N - 1")
+    return arguments[:place] + arguments[place + 2 :], (int(number), int(count))
+
+
 def _advance(progress: ByteProgress) -> tuple[Callable[[Task, Done], None], Callable[[int], None]]:
     """Count what finished tasks had left, and parts of those under way."""
     return (
@@ -149,8 +185,11 @@ def _find(patterns: list[str], suffixes: tuple[str, ...], source_name: str) -> l
 
 
 @contextlib.contextmanager
-def _lock(output: Path) -> Iterator[None]:
-    """One build at a time in a directory; the lock goes with the process, however it ends."""
+def _lock(output: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """One build at a time in a directory, or several that read parts (`fcntl.LOCK_SH`).
+
+    The lock goes with the process, however it ends.
+    """
     intermediate = output / "intermediate"
     if not intermediate.exists() and not (output / manifest.NAME).exists():
         for split in SPLITS:  # stale shards are removed at the end: make sure that they can only be ours
@@ -163,10 +202,10 @@ def _lock(output: Path) -> Iterator[None]:
         raise InputError(f"cannot write into {output}: {error.strerror or error}; choose another output") from None
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another build is running in {output}; wait for it or choose another output") from None
-        for unfinished in output.rglob(".*.tmp"):  # of a build that was killed
+        for unfinished in output.rglob(".*.tmp") if kind == fcntl.LOCK_EX else ():  # of a build that was killed
             unfinished.unlink(missing_ok=True)
         yield
 

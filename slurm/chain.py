@@ -9,6 +9,7 @@ config = "configs/corpus.toml"
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -49,7 +50,7 @@ class StageConfig:
     each: list[list[str]] = field(default_factory=list)
     """an array job: one task for each entry, whose words come after `arguments`"""
     parts: int = 0
-    """shards: build in this many jobs at once (0: in one)"""
+    """shards: read the input in this many jobs at once, before the job that builds (0: that one does it all)"""
     commands: list[str] = field(default_factory=list)
     """of kind command: lines of shell, each one program, run one after the other"""
     run: str = ""
@@ -129,6 +130,8 @@ class Stage:
     """run directory of a training stage"""
     to: Path | None = None
     """directory that an export makes"""
+    array: int = 0
+    """jobs of an array; 0: it is none"""
 
     @property
     def name(self) -> str:
@@ -196,7 +199,7 @@ def _resolve(stages: Sequence[StageConfig]) -> tuple[Stage, ...]:
     for number, stage in enumerate(stages):
         after = stage.after if stage.after is not None else [stages[number - 1].name] if number else []
         if stage.kind == "command":
-            resolved[stage.name] = Stage(stage, tuple(after), tuple(stage.commands))
+            resolved[stage.name] = Stage(stage, tuple(after), tuple(stage.commands), array=len(stage.each))
             continue
         trained = [other for other in resolved.values() if other.config.kind in TRAINING]
         run = to = None
@@ -217,7 +220,12 @@ def _resolve(stages: Sequence[StageConfig]) -> tuple[Stage, ...]:
                 to = Path(stage.to) if stage.to else of.run / "model"
                 words = ["parallel" if of.config.kind == "pretrain" else "align", "export", str(of.run), str(to)]
         command = ("python", "-m", *words, *stage.arguments)
-        resolved[stage.name] = Stage(stage, tuple(after), (command,), run, to)
+        if stage.parts:
+            parts = replace(stage, name=f"{stage.name}-parts")
+            line = f'{shlex.join(command)} --part "$SLURM_ARRAY_TASK_ID/{stage.parts}"'
+            resolved[parts.name] = Stage(parts, tuple(after), (line,), array=stage.parts)
+            after = [parts.name]
+        resolved[stage.name] = Stage(stage, tuple(after), (command,), run, to, len(stage.each))
     return tuple(resolved.values())
 
 

@@ -35,7 +35,7 @@ class Place:
 
     def log(self, stage: Stage) -> Path:
         """Where a stage prints; %j, %A and %a stand for numbers of the job."""
-        return self.directory / "slurm" / f"{stage.name}-{'%A-%a' if stage.config.each else '%j'}.log"
+        return self.directory / "slurm" / f"{stage.name}-{'%A-%a' if stage.array else '%j'}.log"
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def _options(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request)
     options.append(f"--time={asked.time}")
     if stage.config.kind in TRAINING:
         options.append(f"--signal=USR1@{cluster.restart.signal_seconds}")
-    if stage.config.each:
-        options.append(f"--array=0-{len(stage.config.each) - 1}")
+    if stage.array:
+        options.append(f"--array=0-{stage.array - 1}")
     options += ["--requeue", "--open-mode=append"]
     options.append(f"--chdir={_quoted(str(place.working_directory))}")
     pattern = place.log(stage)

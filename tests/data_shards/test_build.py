@@ -137,6 +137,18 @@ def test_worker_count_does_not_change_a_byte(built, real_data, inputs, tmp_path)
     assert checksums(tmp_path / "parallel") == checksums(output) and len(checksums(output)) >= 10
 
 
+def test_parts_read_at_once_leave_nothing_to_read(built, real_data, inputs, tmp_path, monkeypatch):
+    """As the jobs of an array do: together they read everything once, whatever comes first."""
+    config = settings(real_data, inputs, tmp_path / "shards")
+    (tmp_path / "build.toml").write_text(tomli_w.dumps(config))
+    command = [sys.executable, "-m", "data_shards", "build", str(tmp_path / "build.toml"), "--part"]
+    jobs = [subprocess.Popen([*command, f"{number}/3"], cwd=REPOSITORY) for number in range(3)]
+    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    monkeypatch.setattr(build.extract, "extract", None)
+    assert run(config) == built[1]
+    assert checksums(tmp_path / "shards") == checksums(built[0])
+
+
 def test_nothing_is_done_twice(built, real_data, inputs, monkeypatch):
     output, funnels = built
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.tar")}

@@ -65,6 +65,7 @@ CHAIN = """
     name = "shards"
     kind = "shards"
     config = "configs/corpus.toml"
+    parts = 16
     [[stages]]
     name = "suites"
     kind = "eval"
@@ -111,7 +112,7 @@ def test_golden(case, write, request):
 
 def test_shellcheck_is_content():
     scripts = sorted(GOLDEN.glob("*.sbatch"))
-    assert len(scripts) == 12
+    assert len(scripts) == 13
     for script in scripts:
         subprocess.run(["bash", "-n", script], check=True)
     if not shutil.which("shellcheck"):
