@@ -55,8 +55,11 @@ def enter(run: RunDirectory, resources: contextlib.ExitStack, log: logging.Logge
         if error is not None:
             log.debug("ended by an error", exc_info=error)
             if ranks.is_logging_rank():
+                reason = str(error) or type(error).__name__
+                if ranks.is_lost_contact(error):
+                    reason = "lost another rank, which hangs or has ended"
                 with contextlib.suppress(InputError):  # a full disk, say: the error itself counts
-                    change_state(run, status="failed", reason=str(error) or type(error).__name__)
+                    change_state(run, status="failed", reason=reason)
 
     resources.push(keep_error)
     return attempt
