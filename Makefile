@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make demo    articles -> shards -> tensor-parallel training -> Hugging Face model, on this CPU (RANKS=4: also pipeline-parallel)"
-	@echo "make test    all tests"
+	@echo "make test    all tests (as root on Debian or Ubuntu: installs Slurm, for those that run jobs on it)"
 	@echo "make lint    ruff, format check, mypy"
 
 # torch first and by exact version: a range could bring a newer build than the one the other pins were tried with.
@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RANKS=$(or $(RANKS),2) bash configs/demo/run.sh
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	BIOMEDGPT_INSTALL_PACKAGES=1 $(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ on; the reason goes to the log and to `restarts.jsonl`.
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from slurm.restarts import Ending
 
 USERS_MISTAKE = 2
 """exit code of a program that could not do what it was asked (job.errors)"""
-_LOST_CONTACT = re.compile(r"lost another rank|for another rank, which hangs")  # parallel.ranks
+_LOST_CONTACT = "lost another rank"  # parallel.run says so of an error that another rank has caused
 _CLOCK_SECONDS = 2.0  # file times and clocks of two nodes may differ by so much
 
 
@@ -115,7 +114,7 @@ def decide(
         if len(excluded) > limits.exclude_nodes:
             return Decision("stop", f"{reason}; {len(excluded)} bad nodes, and {limits.exclude_nodes} may be excluded")
         return Decision("requeue", reason, tuple(sorted(bad_nodes)))
-    if exit_code == USERS_MISTAKE and not _LOST_CONTACT.search(reason):
+    if exit_code == USERS_MISTAKE and _LOST_CONTACT not in reason:
         return Decision("stop", reason)
     if exit_code == 0 and state is None:
         return Decision("stop", "training ended without a word in state.json")
@@ -134,7 +133,7 @@ def _reason(exit_code: int, state: RunState | None) -> str:
     if state is not None and state.status == "stopped":
         return f"stopped at step {state.step:,} ({state.reason or 'as asked'})"
     if state is not None and state.status == "failed":
-        return state.reason or f"failed with exit code {exit_code}"
+        return f"{state.reason or 'failed'} (exit code {exit_code})"
     where = "before training began" if state is None else "without a last word"
     if exit_code > 128 and exit_code - 128 in set(signal.Signals):
         return f"a process was ended by {signal.Signals(exit_code - 128).name} {where}"

@@ -1,6 +1,5 @@
 """The text of sbatch files: as it was read and approved, clean for shellcheck, and safe for any path."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from slurm import chain as chains
 from slurm import cluster as clusters
 from slurm import jobs
 from tests.conftest import REPOSITORY
+from tests.slurm.sandbox import missing_packages, skip_or_fail
 
 GOLDEN = Path(__file__).parent / "golden"
 CLUSTER = """
@@ -115,8 +115,8 @@ def test_shellcheck_is_content():
     assert len(scripts) == 13
     for script in scripts:
         subprocess.run(["bash", "-n", script], check=True)
-    if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is not installed")
+    if reason := missing_packages("shellcheck"):
+        skip_or_fail(reason)
     # SC1091: the virtual environment is not here to be followed
     done = subprocess.run(["shellcheck", "--exclude=SC1091", *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
