@@ -131,9 +131,17 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     machine.add_argument("--keep-checkpoints", action="store_true", help="also when the model has been exported")
     machine.add_argument("--dry-run", action="store_true", help="check rows and sizes, say what would be done")
     options = parser.parse_args(words)
-    for name, lowest in (("batch", 1), ("tensor", 1), ("pipeline", 1), ("micro_batch", 1), ("ranks", 0), ("limit", 0)):
-        if getattr(options, name) < lowest:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(options, name)}")
+    for lowest, names in (
+        (1, ("batch", "tensor", "pipeline", "micro_batch")),
+        (0, ("ranks", "limit", "train_rows", "sequence_length", "lr", "weight_decay", "hold_out")),
+    ):
+        for name in names:
+            if not getattr(options, name) >= lowest:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(options, name)}")
+    if not options.epochs > 0:
+        raise InputError(f"--epochs must be more than 0, not {options.epochs:g}")
+    if min(options.seeds) < 0:
+        raise InputError(f"--seeds must be at least 0, not {min(options.seeds)}")
     if len(set(options.seeds)) < len(options.seeds):
         raise InputError("--seeds has a seed twice")
     if not (options.model / "config.json").is_file():
@@ -171,6 +179,10 @@ class _Plan:
         if length > shape.positions:
             raise InputError(f"--sequence-length {length} is more than the model's {shape.positions} positions")
         self.encoded = encode(rows, options.model, length)
+        if left_out := len(rows) - len(self.encoded):
+            self.instructions.notes.append(
+                f"{left_out:,} rows whose answers alone fill {length:,} tokens were left out"
+            )
         if options.unpacked and not options.sequence_length:  # no longer than needed; 64 suits every layout
             length = min(length, -(-max(len(one.ids) for one in self.encoded) // 64) * 64)
         self.length = length

@@ -75,9 +75,10 @@ def encode(rows: Sequence[Row], directory: Path, longest: int) -> list[Encoded]:
     Args:
         rows: prompts and answers.
         directory: the model, whose tokenizer is used.
-        longest: rows of more tokens lose the beginning of their prompt (but BOS), as lm-eval cuts them.
+        longest: rows of more tokens lose the beginning of their prompt (but BOS), as lm-eval cuts them; those whose
+            answer alone is as long are left out.
 
-    Raises `InputError` where most rows are too long, or an answer alone is.
+    Raises `InputError` where most rows are too long.
     """
     from align.language_model import load_tokenizer
 
@@ -94,16 +95,13 @@ def encode(rows: Sequence[Row], directory: Path, longest: int) -> list[Encoded]:
         if surplus > 0:
             kept = 1 if ids[0] == begin else 0
             if first - surplus <= kept:
-                raise InputError(
-                    f"the answer of {row.id} has {len(ids) - first:,} tokens, which leaves no room for its question in "
-                    f"{longest:,}; raise --sequence-length"
-                )
+                continue
             ids, first = ids[:kept] + ids[kept + surplus :], first - surplus
         encoded.append(Encoded(row, np.array(ids, np.int64), first, surplus > 0))
-    cut = sum(one.cut for one in encoded)
-    if cut > _LARGEST_SHARE_CUT * len(encoded):
+    cut = len(rows) - sum(not one.cut for one in encoded)
+    if cut > _LARGEST_SHARE_CUT * len(rows):
         raise InputError(
-            f"{cut:,} of {len(encoded):,} rows have more than {longest:,} tokens and would lose the beginning of their "
+            f"{cut:,} of {len(rows):,} rows have more than {longest:,} tokens and would lose the beginning of their "
             "prompts; raise --sequence-length, or take a model with a longer context"
         )
     return encoded

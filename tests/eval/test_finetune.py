@@ -15,7 +15,7 @@ from data_shards.shards import ShardSet
 from eval import finetune
 from eval.biogpt_data import data_set
 from eval.choices import SharedPrefixLM
-from eval.instruction_shards import encode, pack, write
+from eval.instruction_shards import Row, encode, pack, write
 from eval.instructions import read
 from eval.questions import read_set
 from job.errors import InputError
@@ -56,6 +56,8 @@ def test_long_prompts_lose_their_beginning_and_never_the_answer(medmcqa, model):
         assert np.array_equal(one.ids[1:], before.ids[-len(one.ids) + 1 :])
     with pytest.raises(InputError, match="rows have more than 60 tokens"):
         encode(medmcqa.rows, model, 60)
+    endless = Row("endless", "Question:", " " + "word " * 200)
+    assert len(encode([*medmcqa.rows[:10], endless], model, 300)) == 10
 
 
 def test_packing_is_close_to_the_fewest_windows():
@@ -262,6 +264,9 @@ def test_user_mistakes_are_one_sentence(real_data, model, tmp_path, monkeypatch)
         "give --train-file or --hold-out, not both": ["--train-file", tmp_path / "a", "--hold-out", "0.5"],
         "--hold-out 1 of 1997 rows leaves none to learn": ["--hold-out", "1"],
         "--batch must be at least 1, not 0": ["--batch", "0"],
+        "--train-rows must be at least 0, not -5": ["--train-rows", "-5"],
+        "--epochs must be more than 0, not 0": ["--epochs", "0"],
+        "--seeds must be at least 0, not -1": ["--seeds", "-1"],
         "--sequence-length 4096 is more than the model's 512 positions": [
             "--hold-out",
             "0.5",
