@@ -42,7 +42,7 @@ class StageConfig:
     """how files, jobs and `after` call it"""
     kind: Kind
     """shards: `data_shards build`; pretrain; align: `align train`; export: a run's model, for transformers; eval;
-    watch: score a run's checkpoints; command: any commands"""
+    watch: score a run's checkpoints as they appear; command: any commands"""
     config: str = ""
     """TOML file of shards, pretrain or align"""
     arguments: list[str] = field(default_factory=list)
@@ -54,11 +54,13 @@ class StageConfig:
     commands: list[str] = field(default_factory=list)
     """of kind command: lines of shell, each one program, run one after the other"""
     run: str = ""
-    """export, watch: name of the training stage (unset: the last one before it)"""
+    """export, watch: name of the training stage (unset: the last one before it); a watch begins when it begins"""
     to: str = ""
     """export: the model directory to make (unset: `model` in the run directory)"""
+    every_minutes: int = 30
+    """watch: time between two looks for new checkpoints"""
     after: list[str] | None = None
-    """stages that must have succeeded (unset: the one before)"""
+    """stages that must have succeeded (unset: the one before, watches left out)"""
     node: Literal["auto", "gpu", "cpu"] = "auto"
     """which of the cluster's nodes (auto: gpu for pretrain, align, eval and watch)"""
     nodes: int = 1
@@ -114,6 +116,8 @@ def _check(stage: StageConfig, before: dict[str, StageConfig]) -> None:
         trained = [name for name, other in before.items() if other.kind in TRAINING]
         if not trained or (stage.run and stage.run not in trained):
             raise ValueError(f"{where} needs a stage of kind pretrain or align before it ({stage.run or 'none is'})")
+    if stage.kind == "watch" and (stage.after is not None or stage.every_minutes < 1):
+        raise ValueError(f"{where} begins when its training begins, and looks every minute at most")
     if stage.nodes < 1 or stage.parts < 0 or min(stage.gpus or 0, stage.tasks or 0) < 0:
         raise ValueError(f"{where}: nodes, parts, gpus and tasks cannot be negative, and one node is the least")
 
@@ -127,7 +131,7 @@ class Stage:
     commands: tuple[str | tuple[str, ...], ...]
     """words of each program, the first of which is `python`; or a line of shell"""
     run: Path | None = None
-    """run directory of a training stage"""
+    """run directory of a training stage, or of the one that a watch looks at"""
     to: Path | None = None
     """directory that an export makes"""
     array: int = 0
@@ -197,7 +201,8 @@ def _kind(path: Path) -> str | None:
 def _resolve(stages: Sequence[StageConfig]) -> tuple[Stage, ...]:
     resolved: dict[str, Stage] = {}
     for number, stage in enumerate(stages):
-        after = stage.after if stage.after is not None else [stages[number - 1].name] if number else []
+        before = [other.name for other in stages[:number] if other.kind != "watch"]
+        after = before[-1:] if stage.after is None else stage.after
         if stage.kind == "command":
             resolved[stage.name] = Stage(stage, tuple(after), tuple(stage.commands), array=len(stage.each))
             continue
@@ -215,7 +220,8 @@ def _resolve(stages: Sequence[StageConfig]) -> tuple[Stage, ...]:
             of = resolved[stage.run] if stage.run else trained[-1]
             assert of.run is not None
             if stage.kind == "watch":
-                words = [*PROGRAMS["watch"], str(of.run), "--once"]
+                run, after = of.run, [of.name]
+                words = [*PROGRAMS["watch"], str(run), "--once"]
             else:
                 to = Path(stage.to) if stage.to else of.run / "model"
                 words = ["parallel" if of.config.kind == "pretrain" else "align", "export", str(of.run), str(to)]

@@ -72,6 +72,8 @@ def script(stage: Stage, cluster: ClusterConfig, place: Place) -> str:
     asked = request(stage, cluster)
     training = stage.config.kind in TRAINING
     body = _training(stage, cluster, place, asked) if training else _programs(stage, cluster, place, asked)
+    if stage.config.kind == "watch":
+        body = _watch(stage, body)
     sections = [
         [
             "#!/bin/bash",
@@ -158,6 +160,27 @@ def _programs(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
             words += ' "$@"'
         lines.append(f"{launch}{words}" + ("" if last else " || exit"))
     return lines
+
+
+def _watch(stage: Stage, programs: list[str]) -> list[str]:
+    """Score, then queue the job again, to begin after a while, until training has ended."""
+    return [
+        f"run={_path(str(stage.run))}",
+        "# Has training ended? Asked before scoring, so that the last checkpoint is not missed; at first it has just begun.",
+        "ended=0",
+        """if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && ! grep -q '"status": "running"' "$run/state.json" &&""",
+        """    tail -n 1 "$run/restarts.jsonl" | grep -Eq '"decision": "(done|stop)"'; then""",
+        "    ended=1",
+        "fi",
+        *programs,
+        "status=$?",
+        'if [ "$ended" -eq 0 ]; then',
+        "    trap '' TERM # which the batch script gets when its job is queued again",
+        '    scontrol requeue "$SLURM_JOB_ID" || exit 1',
+        f'    scontrol update JobId="$SLURM_JOB_ID" StartTime=now+{stage.config.every_minutes}minutes',
+        "fi",
+        'exit "$status"',
+    ]
 
 
 def _training(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request) -> list[str]:

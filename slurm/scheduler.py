@@ -56,11 +56,11 @@ def call(*words: str) -> str:
     return done.stdout
 
 
-def submit(script: Path, after: Sequence[str]) -> str:
-    """Submit an sbatch file that waits for the success of other jobs; returns the job's id."""
+def submit(script: Path, after: Sequence[str], condition: str = "afterok") -> str:
+    """Submit an sbatch file that waits for other jobs: for their success, or (`after`) their start; returns its id."""
     options = []
     if after:
-        options = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+        options = [f"--dependency={condition}:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
     return call("sbatch", "--parsable", *options, str(script)).strip().split(";")[0]
 
 

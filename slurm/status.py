@@ -68,7 +68,7 @@ def training(run: RunDirectory) -> list[str]:
     """What there is to say about a training run, line by line."""
     state = read_state(run)
     if state is None:
-        return ["not started"]
+        return ["training has not begun", *_endings(run)]
     lines = [f"{state.status}, attempt {state.attempt}" + (f": {state.reason}" if state.reason else "")]
     rows = [row for row in read_rows(run.metrics) if "train/loss" in row] if run.metrics.exists() else []
     if rows:
@@ -99,7 +99,7 @@ def _endings(run: RunDirectory) -> list[str]:
     """The newest restarts, and why the last job gave up, if it did."""
     endings = restarts.read(run)
     again = [ending for ending in endings if ending.decision == "requeue"]
-    lines = [f"{len(again)} restart{'s' if len(again) != 1 else ''}" + (":" if again else "")]
+    lines = [f"{len(again)} restart{'s' if len(again) > 1 else ''}:"] if again else []
     for ending in again[-_RESTARTS:]:
         avoided = f"; without {', '.join(ending.excluded)} since" if ending.excluded else ""
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(ending.time))

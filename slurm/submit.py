@@ -120,9 +120,10 @@ def _submit(chain: chains.Chain, stages: Sequence[chains.Stage], texts: dict[str
         for stage in stages:
             path = place.script(stage.name)
             write_text(path, texts[stage.name])
-            ids[stage.name] = scheduler.submit(path, [ids[name] for name in stage.after if name in ids])
+            condition = "after" if stage.config.kind == "watch" else "afterok"
+            ids[stage.name] = scheduler.submit(path, [ids[name] for name in stage.after if name in ids], condition)
             log = str(place.log(stage)).replace("%j", ids[stage.name]).replace("%A", ids[stage.name])
-            run = str(stage.run) if stage.run else None
+            run = str(stage.run) if stage.config.kind in chains.TRAINING else None
             entries.append(record.Entry(stage.name, stage.config.kind, ids[stage.name], list(stage.after), log, run))
             record.write(chain.directory, chain.source, entries)  # at once: what is submitted can be cancelled
     except InputError as error:

@@ -31,6 +31,15 @@ SHORTER = {
     ],
     "answers": ["--limit", "4"],
 }  # fmt: skip
+# Scores the checkpoints that there are when it looks; the first look may come too early, the last one does not.
+WATCH = {
+    "name": "watch",
+    "kind": "watch",
+    "run": "pretrain",
+    "tasks": 1,
+    "every_minutes": 1,
+    "arguments": ["--suite", "perplexity", "--data", "runs/demo/shards", "--sequence-length", "64", "--limit", "4"],
+}
 
 
 def test_demo_chain(slurm, sandbox):
@@ -40,14 +49,15 @@ def test_demo_chain(slurm, sandbox):
     chain = tomllib.loads((REPOSITORY / "configs" / "demo" / "chain.toml").read_text())
     for stage in chain["stages"]:
         stage["arguments"] = stage.get("arguments", []) + SHORTER.get(stage["name"], [])
+    chain["stages"].append(WATCH)
     (here / "chain.toml").write_text(tomli_w.dumps(chain))
 
     code, told = slurm("submit", "chain.toml", "--cluster", "cluster.toml")
     assert code == 0, told
     directory = here / "runs" / "demo"
     submitted = stages(directory)
-    assert len(submitted) == 10
-    for name in ("perplexity", "answers"):
+    assert len(submitted) == 11
+    for name in ("perplexity", "watch", "answers"):
         assert sandbox.wait(submitted[name]["job"], 900) == "COMPLETED", logs(directory)
 
     for run, step in (("pretrain", 4), ("align", 3)):
@@ -58,5 +68,7 @@ def test_demo_chain(slurm, sandbox):
         assert len(checked["nodes"]) == 2 and not checked["bad_nodes"] and checked["all_reduce_gbytes"] > 0
     for report in ("pretraining/perplexity", "structures"):
         assert (directory / "scores" / report / "report.html").stat().st_size > 1000
+    scored = {row["step"] for row in metrics_rows(directory / "pretrain") if "eval/" in str(row)}
+    assert 4 in scored
     code, told = slurm("status", "runs/demo/align")  # a run knows the chain that it belongs to
-    assert code == 0 and told.count("COMPLETED") == 10 and "step 3 of 3" in told, told
+    assert code == 0 and told.count("COMPLETED") == 11 and "step 3 of 3" in told, told

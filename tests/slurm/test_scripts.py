@@ -74,12 +74,28 @@ CHAIN = """
     arguments = ["models/7b", "--data", "benchmarks"]
     each = [["--suite", "qa", "--out", "scores/qa"], ["--suite", "biogpt", "--out", "scores/it's"]]
 """
+WATCH = """
+    directory = "runs/watched"
+    [[stages]]
+    name = "pretrain"
+    kind = "pretrain"
+    config = "configs/llama2-7b.toml"
+    [[stages]]
+    name = "watch"
+    kind = "watch"
+    gpus = 1
+    arguments = ["--suite", "qa", "--data", "benchmarks"]
+    [[stages]]
+    name = "export"
+    kind = "export"
+"""
 CASES = {
     "one-node": (CLUSTER, "configs/llama2-7b.toml", [], None),
     "eight-nodes": (CLUSTER, "configs/llama2-7b-64gpu.toml", ["--train.micro_batch", "2"], 8),
     "container-pyxis": (PYXIS, "configs/llama2-7b-64gpu.toml", [], 8),
     "container-apptainer": (APPTAINER, "configs/biomedgpt-10b.toml", [], 1),
     "virtual-environment": (VIRTUAL_ENVIRONMENT, "configs/llama2-7b.toml", [], None),
+    "watch": (CLUSTER, "watch", [], None),
     "array": (VIRTUAL_ENVIRONMENT, "chain", [], None),
 }
 
@@ -91,9 +107,10 @@ def write(tmp_path, monkeypatch):
 
     def texts(cluster, config, changes=(), nodes=None, directory="/home/me/biomedgpt"):
         (tmp_path / "cluster.toml").write_text(cluster)
-        (tmp_path / "chain.toml").write_text(CHAIN)
-        chain = chains.read(tmp_path / "chain.toml" if config == "chain" else Path(config), changes, nodes)
-        source = Path("configs/chain.toml") if config == "chain" else chain.source
+        own = {"chain": CHAIN, "watch": WATCH}.get(config)
+        (tmp_path / "chain.toml").write_text(own or "")
+        chain = chains.read(tmp_path / "chain.toml" if own else Path(config), changes, nodes)
+        source = Path("configs/chain.toml") if own else chain.source
         place = jobs.Place(source, chain.directory, Path(directory), "/opt/biomedgpt/bin/python")
         read = clusters.load(tmp_path / "cluster.toml")
         return {stage.name: jobs.script(stage, read, place) for stage in chain.stages}
@@ -112,7 +129,7 @@ def test_golden(case, write, request):
 
 def test_shellcheck_is_content():
     scripts = sorted(GOLDEN.glob("*.sbatch"))
-    assert len(scripts) == 13
+    assert len(scripts) == 16
     for script in scripts:
         subprocess.run(["bash", "-n", script], check=True)
     if reason := missing_packages("shellcheck"):

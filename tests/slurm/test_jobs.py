@@ -1,0 +1,120 @@
+"""Single things that a cluster does to training jobs: time limits, cancellation, bad nodes, crashes again and again."""
+
+from align.train import train as align
+from job import config as configs
+from job.training import CheckpointConfig
+from parallel.layout import Layout
+from tests.align.conftest import align_inputs  # noqa: F401  (a fixture)
+from tests.align.runs import assert_equal_checkpoints as assert_equal_alignments
+from tests.align.runs import final
+from tests.faults.jobs import run_job, samples_in_order
+from tests.faults.test_align import config_of as align_config_of
+from tests.slurm.chains import endings, logs, stages, wait_for, wait_for_step
+from tests.training import make_config, metrics_rows
+
+CLUSTER = """
+    [gpu]
+    cpus = 1
+    time = "30"
+    [cpu]
+    time = "30"
+    [environment]
+    interface = "lo"
+    [preflight]
+    use = {preflight}
+    seconds = 180.0
+    free_disk_gib = 0.1
+    clock_seconds = 30.0
+    [restart]
+    signal_seconds = 300
+    without_progress = 1
+"""
+
+
+def submit(slurm, config, nodes=2, preflight="false", cluster=CLUSTER):
+    """Submit a run of one process on each of some nodes; returns its directory and the ids of its jobs, by stage."""
+    (slurm.directory / "cluster.toml").write_text(cluster.format(preflight=preflight))
+    configs.save(config, slurm.directory / "run.toml")
+    code, told = slurm("submit", "run.toml", "--cluster", "cluster.toml", "--nodes", nodes)
+    assert code == 0, told
+    run = slurm.directory / "run"
+    return run, {name: stage["job"] for name, stage in stages(run).items()}
+
+
+def pretraining(slurm, inputs, steps, layout=None):
+    checkpoints = CheckpointConfig(every_steps=0)
+    config = make_config(slurm.directory / "run", inputs, layout or Layout(), steps=steps, checkpoint=checkpoints)
+    config.train.validate_samples, config.train.validate_at_start = 2, False
+    return config
+
+
+def test_time_limit_and_cancellation(slurm, sandbox, inputs):
+    """Before its limit a job saves and is queued again; cancelled, it is not."""
+    run, jobs = submit(slurm, pretraining(slurm, inputs, steps=100_000))
+    wait_for_step(run, 2)
+    minutes = int(sandbox.field(jobs["pretrain"], "RunTime").split(":")[1]) + 2
+    sandbox.call("scontrol", "update", f"JobId={jobs['pretrain']}", f"TimeLimit={minutes}")
+    wait_for(lambda: endings(run), 100, lambda: logs(run))  # Slurm looks at limits twice a minute
+    [ending] = endings(run)
+    assert "signal SIGUSR1" in ending.reason and ending.exit_code == 0 and ending.checkpoint >= 2
+    sandbox.call("scontrol", "update", f"JobId={jobs['pretrain']}", "TimeLimit=30")
+    wait_for_step(run, ending.checkpoint + 2)
+    assert [row["attempt"] for row in metrics_rows(run) if row["step"] == ending.checkpoint + 1] == [2]
+    code, told = slurm("status", "run")
+    assert code == 0 and "RUNNING, restart 1" in told and "1 restart:" in told and "left" in told, told
+    assert slurm("cancel", "run")[0] == 0
+    assert {sandbox.wait(job, 60) for job in jobs.values()} == {"CANCELLED"}
+    assert sandbox.field(jobs["pretrain"], "Restarts") == "1" and len(endings(run)) == 1
+
+
+def test_a_bad_node_is_named_and_left_out(slurm, sandbox, inputs):
+    """The second node cannot write into the run directory: the job goes on with the third."""
+    run = slurm.directory / "run"
+    run.mkdir()
+    sandbox.inside("node2", "mount", "--bind", str(run), str(run))
+    sandbox.inside("node2", "mount", "-o", "remount,bind,ro", str(run))
+    try:
+        run, jobs = submit(slurm, pretraining(slurm, inputs, steps=2), preflight="true")
+        assert sandbox.wait(jobs["pretrain"], 240) == "COMPLETED", logs(run)
+    finally:
+        sandbox.inside("node2", "umount", str(run))
+    first, last = endings(run)
+    assert first.excluded == ["node2"] and "node2: cannot write into" in first.reason
+    assert last.decision == "done" and sandbox.field(jobs["pretrain"], "ExcNodeList") == "node2"
+    assert sandbox.field(jobs["pretrain"], "NodeList") == "node[1,3]"
+    assert "preflight: 2 ranks on 2 nodes" in logs(run)
+
+
+def test_a_crash_loop_ends(slurm, sandbox, inputs):
+    """Training that dies each time before it has saved anything gives up, and what waits for it is cancelled."""
+    limited = CLUSTER.replace("[environment]", '[environment]\n    setup = ["ulimit -t 2"]  # seconds of computing')
+    run, jobs = submit(slurm, pretraining(slurm, inputs, steps=4), nodes=1, cluster=limited)
+    assert sandbox.wait(jobs["pretrain"], 120) == "FAILED", logs(run)
+    assert [ending.decision for ending in endings(run)] == ["requeue", "stop"]
+    assert "no newer checkpoint than step 0 in 1 restarts" in endings(run)[1].reason
+    assert sandbox.wait(jobs["export"], 30) == "CANCELLED"
+    code, told = slurm("status", "run")
+    assert code == 0 and "training has not begun" in told and "gave up: no newer checkpoint" in told, told
+
+
+def test_a_mistake_is_not_tried_again(slurm, sandbox, inputs):
+    config = pretraining(slurm, inputs, steps=4)
+    config.data.sources[0].path = "nowhere"
+    run, jobs = submit(slurm, config, nodes=1)
+    assert sandbox.wait(jobs["pretrain"], 120) == "FAILED", logs(run)
+    [ending] = endings(run)
+    assert (ending.exit_code, ending.decision) == (2, "stop") and "nowhere" in logs(run)
+
+
+def test_alignment_goes_on_after_a_kill(slurm, sandbox, align_inputs, tmp_path):  # noqa: F811
+    """The same for DeepSpeed: queued again, it ends in the bits of a run that nobody disturbed."""
+    codes, output = run_job(2, align_config_of(tmp_path / "whole", align_inputs), seconds=240, command=align)
+    assert codes == [0, 0], output
+    run, jobs = submit(slurm, align_config_of(slurm.directory / "run", align_inputs))
+    wait_for_step(run, 2)
+    ranks = sandbox.inside("node2", "pgrep", "--full", "^[^ ]*python[^ ]* -m align").split()
+    sandbox.inside("node2", "kill", "-KILL", *ranks)
+    assert sandbox.wait(jobs["align"], 300) == "COMPLETED", logs(run)
+    assert [ending.decision for ending in endings(run)] == ["requeue", "done"]
+    assert_equal_alignments(final(run), final(tmp_path / "whole"))
+    assert samples_in_order(run) == samples_in_order(tmp_path / "whole")
