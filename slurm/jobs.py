@@ -166,7 +166,7 @@ def _watch(stage: Stage, programs: list[str]) -> list[str]:
     """Score, then queue the job again, to begin after a while, until training has ended."""
     return [
         f"run={_path(str(stage.run))}",
-        "# Has training ended? Asked before scoring, so that the last checkpoint is not missed; at first it has just begun.",
+        "# Has training ended? Asked before scoring, so that the last checkpoint is not missed.",
         "ended=0",
         """if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && ! grep -q '"status": "running"' "$run/state.json" &&""",
         """    tail -n 1 "$run/restarts.jsonl" | grep -Eq '"decision": "(done|stop)"'; then""",
