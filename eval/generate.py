@@ -61,17 +61,12 @@ def generate(
             raise InputError(f"the prompt of {name} is empty")
     config = _config(model, max_new_tokens, options)
     rows = {name: tuple(ids[-room:]) for name, ids in encoded.items()}
-    texts: dict[str, str] = {}
-    for shared, names, scorer in _groups(model, rows, config):
+    kept = Memory() if journal is None else journal
+
+    def write(shared: int, names: list[str], scorer: Scorer | None) -> list[Record]:
         prefix: list[Prefix] = []
 
-        def work(
-            batch: list[int],
-            shared: int = shared,
-            names: list[str] = names,
-            scorer: Scorer | None = scorer,
-            prefix: list[Prefix] = prefix,
-        ) -> list[Record]:
+        def work(batch: list[int]) -> list[Record]:
             some = [names[number] for number in batch]
             if scorer is not None and not prefix:
                 prefix.append(scorer.prefix(rows[some[0]][:shared]))
@@ -81,9 +76,9 @@ def generate(
 
         # Copies of a prefix take memory, but no computation.
         lengths = [(len(rows[name]) - shared * 3 // 4 + max_new_tokens) * (config.num_beams or 1) for name in names]
-        kept = Memory() if journal is None else journal
-        records = work_through(names, lengths, work, kept, batch_tokens(model, token_budget), what)
-        texts |= {record["id"]: record["text"] for record in records}
+        return work_through(names, lengths, work, kept, batch_tokens(model, token_budget), what)
+
+    texts = {record["id"]: record["text"] for group in _groups(model, rows, config) for record in write(*group)}
     return {name: texts[name] for name in prompts}
 
 
