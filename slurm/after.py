@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         checkpoint=checkpoint,
         stop_asked=run.stop_file.exists(),
         bad_nodes=_bad_nodes(options.run, job, start),
-        history=restarts.read(run),
+        history=[ending for ending in restarts.read(run) if ending.job == job],
         limits=RestartConfig(without_progress=options.without_progress, exclude_nodes=options.exclude_nodes),
     )
     attempt = state.attempt if state else None
@@ -100,7 +100,7 @@ def decide(
         checkpoint: step of the newest complete checkpoint.
         stop_asked: whether the run directory has a file `stop`.
         bad_nodes: what preflight has found, by node.
-        history: endings of all jobs on this run directory before.
+        history: how earlier starts of this job ended.
         limits: when to give up.
     """
     if state is not None and state.status == "complete":

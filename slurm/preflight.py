@@ -26,7 +26,7 @@ from job import launch, manifest
 from job.directory import RunDirectory
 from job.errors import InputError
 from job.files import write_json
-from slurm import restarts
+from slurm import restarts, scheduler
 from slurm.cluster import PreflightConfig
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _PACKAGES = ("biomedgpt", "torch", "megatron-core", "deepspeed", "transformers",
 _GIB = 1 << 30
 _REDUCE_BYTES = {"cuda": 1 << 28, "cpu": 1 << 20}
 _REDUCE_TIMES = 5
+_MEETING = 0.8  # share of the time after which those who have come stop waiting for the others
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,19 +70,51 @@ def check(run: RunDirectory, settings: PreflightConfig) -> int:
     faulthandler.dump_traceback_later(settings.seconds, exit=True)
     began = time.monotonic()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    here = _arrive(run, rank)
     problems = _own_machine(run, settings)
-    findings = _meet(rank, world, problems, settings)
+    try:
+        findings = _meet(rank, world, problems, settings, _MEETING * settings.seconds - (time.monotonic() - began))
+        tells = rank == 0
+    except _NobodyCame:
+        missing, tells = _missing(here, rank, world)
+        what = f"no sign of it within {_MEETING * settings.seconds:.0f} s"
+        findings = {"nodes": [], "bad_nodes": dict.fromkeys(missing, what)}
     faulthandler.cancel_dump_traceback_later()
-    if rank == 0:
+    if tells:
         restarts.note_unseen(run)
         job, start = restarts.this_job()
         write_json(restarts.preflight_file(run.path), {"job": job, "start": start, **findings})
+        shutil.rmtree(here, ignore_errors=True)
         for node, what in findings["bad_nodes"].items():
             print(f"preflight: {node} is not fit: {what}", file=sys.stderr, flush=True)
         nodes, took = len(findings["nodes"]), time.monotonic() - began
         bandwidth = f"{findings['all_reduce_gbytes']:.2f} GB/s" if "all_reduce_gbytes" in findings else "not measured"
         print(f"preflight: {world} ranks on {nodes} nodes, all-reduce {bandwidth}, {took:.0f} s", flush=True)
     return BAD_NODES if findings["bad_nodes"] else 0
+
+
+class _NobodyCame(Exception):
+    """Not all ranks have come to the meeting."""
+
+
+def _arrive(run: RunDirectory, rank: int) -> Path:
+    """Leave a sign that this rank is there, which the others can see where it does not come; returns the folder."""
+    job, start = restarts.this_job()
+    here = restarts.preflight_file(run.path).with_name(f".preflight-{job}-{start}")
+    with contextlib.suppress(OSError):  # a disk that cannot be written is told in a moment
+        here.mkdir(parents=True, exist_ok=True)
+        (here / f"rank-{rank}").touch()
+    return here
+
+
+def _missing(here: Path, rank: int, world: int) -> tuple[list[str], bool]:
+    """Nodes that left no sign, and whether this rank is the one to tell: the first that is there."""
+    there = {int(path.name.removeprefix("rank-")) for path in here.glob("rank-*")} | {rank}
+    nodes = scheduler.call("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]).split()
+    per_node = world // len(nodes)
+    absent = sorted({nodes[other // per_node] for other in set(range(world)) - there})
+    # all have come, but cannot reach each other: which one to leave out is anybody's guess, but not all of them
+    return absent or nodes[1:2], rank == min(there)
 
 
 def _own_machine(run: RunDirectory, settings: PreflightConfig) -> list[str]:
@@ -133,15 +166,19 @@ def _device(free_share: float) -> list[str]:
     return []
 
 
-def _meet(rank: int, world: int, problems: list[str], settings: PreflightConfig) -> dict[str, Any]:
-    """What all ranks have found, the same on every rank."""
+def _meet(rank: int, world: int, problems: list[str], settings: PreflightConfig, patience: float) -> dict[str, Any]:
+    """What all ranks have found, the same on every rank; raises `_NobodyCame` after `patience` seconds without all."""
     import torch
     import torch.distributed as dist
 
     own = {"node": socket.gethostname(), "problems": problems, "software": _software()}
     if world == 1:
         return _compare([own | {"clock": 0.0}], settings)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=settings.seconds))
+    try:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=max(1.0, patience)))
+    except RuntimeError as error:  # dist.DistError and what gloo raises are RuntimeErrors
+        print(f"preflight: rank {rank}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        raise _NobodyCame from None
     everyone: list[Any] = [None] * world
     dist.barrier()
     dist.all_gather_object(everyone, own | {"clock": time.time()})

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from job.directory import RunDirectory
 from job.errors import InputError
 from job.files import write_text
 from slurm import chain as chains
@@ -118,6 +119,8 @@ def _submit(chain: chains.Chain, stages: Sequence[chains.Stage], texts: dict[str
     entries = []
     try:
         for stage in stages:
+            if stage.config.kind in chains.TRAINING and stage.run is not None:
+                RunDirectory(stage.run).stop_file.unlink(missing_ok=True)  # it asked an earlier job
             path = place.script(stage.name)
             write_text(path, texts[stage.name])
             condition = "after" if stage.config.kind == "watch" else "afterok"

@@ -82,11 +82,13 @@ def test_the_verb_reads_the_run_directory(tmp_path):
     """A state of an earlier start says nothing; starts that nobody saw end are noted; preflight counts once."""
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
+    for start in range(3):  # of another job
+        restarts.append(run, Ending("6", start, 137, start, 0, "killed", "requeue"))
     write_state(run, RunState("complete", 1, 8, 8))
     assert after(run.path, 137, 9e9, 0)[0] == "requeue\n"
     write_json(restarts.preflight_file(run.path), {"job": "7", "start": 2, "bad_nodes": {"n1": "no disk", "n3": "x"}})
     assert after(run.path, 3, 9e9, 2) == ("requeue n1,n3\n", "slurm: n1: no disk; n3: x: the job is queued again\n")
     assert after(run.path, 0, 0, 3)[0] == "done\n"
-    found = [(ending.start, ending.decision, ending.excluded) for ending in restarts.read(run)]
+    found = [(ending.start, ending.decision, ending.excluded) for ending in restarts.read(run)[3:]]
     assert found == [(0, "requeue", []), (1, "requeue", []), (2, "requeue", ["n1", "n3"]), (3, "done", [])]
-    assert "Slurm queued the job again" in restarts.read(run)[1].reason
+    assert "Slurm queued the job again" in restarts.read(run)[4].reason

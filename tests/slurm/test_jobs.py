@@ -10,7 +10,7 @@ from tests.align.runs import final
 from tests.faults.jobs import run_job, samples_in_order
 from tests.faults.test_align import config_of as align_config_of
 from tests.slurm.chains import endings, logs, stages, wait_for, wait_for_step
-from tests.training import make_config, metrics_rows
+from tests.training import BATCH, make_config, metrics_rows
 
 CLUSTER = """
     [gpu]
@@ -48,23 +48,51 @@ def pretraining(slurm, inputs, steps, layout=None):
     return config
 
 
-def test_time_limit_and_cancellation(slurm, sandbox, inputs):
-    """Before its limit a job saves and is queued again; cancelled, it is not."""
-    run, jobs = submit(slurm, pretraining(slurm, inputs, steps=100_000))
+def test_time_limit_preemption_and_cancellation(slurm, sandbox, inputs):
+    """Before its limit a job saves and is queued again, likewise where an urgent job takes its nodes; cancelled, no."""
+    low = CLUSTER.replace("[gpu]", '[gpu]\n    partition = "low"')
+    run, jobs = submit(slurm, pretraining(slurm, inputs, steps=100_000), cluster=low)
+    job = jobs["pretrain"]
     wait_for_step(run, 2)
-    minutes = int(sandbox.field(jobs["pretrain"], "RunTime").split(":")[1]) + 2
-    sandbox.call("scontrol", "update", f"JobId={jobs['pretrain']}", f"TimeLimit={minutes}")
+    minutes = int(sandbox.field(job, "RunTime").split(":")[1]) + 2
+    sandbox.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     wait_for(lambda: endings(run), 100, lambda: logs(run))  # Slurm looks at limits twice a minute
     [ending] = endings(run)
     assert "signal SIGUSR1" in ending.reason and ending.exit_code == 0 and ending.checkpoint >= 2
-    sandbox.call("scontrol", "update", f"JobId={jobs['pretrain']}", "TimeLimit=30")
+    sandbox.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     wait_for_step(run, ending.checkpoint + 2)
     assert [row["attempt"] for row in metrics_rows(run) if row["step"] == ending.checkpoint + 1] == [2]
+
+    urgent = sandbox.call(
+        *("sbatch", "--parsable", "--nodes=3", "--exclusive", "--partition=main", "--output=/dev/null", "--wrap=true")
+    ).strip()
+    assert sandbox.wait(urgent, 90) == "COMPLETED", logs(run)
+    preempted = endings(run)[1]
+    assert "signal SIGTERM" in preempted.reason and preempted.checkpoint >= ending.checkpoint + 2
+    wait_for_step(run, preempted.checkpoint + 2)
+
     code, told = slurm("status", "run")
-    assert code == 0 and "RUNNING, restart 1" in told and "1 restart:" in told and "left" in told, told
+    assert code == 0 and "RUNNING, restart 2" in told and "2 restarts:" in told and "left" in told, told
     assert slurm("cancel", "run")[0] == 0
-    assert {sandbox.wait(job, 60) for job in jobs.values()} == {"CANCELLED"}
-    assert sandbox.field(jobs["pretrain"], "Restarts") == "1" and len(endings(run)) == 1
+    assert {sandbox.wait(other, 60) for other in jobs.values()} == {"CANCELLED"}
+    assert sandbox.field(job, "Restarts") == "2" and len(endings(run)) == 2
+
+
+def test_stopped_by_hand_and_continued_on_fewer_nodes(slurm, sandbox, inputs):
+    """The file `stop` ends a job for good; submitted again with half the ranks, it sees the same samples."""
+    steps, layout = 60, Layout()
+    config = pretraining(slurm, inputs, steps, layout)
+    run, jobs = submit(slurm, config)
+    wait_for_step(run, 2)
+    (run / "stop").touch()
+    assert sandbox.wait(jobs["pretrain"], 90) == "FAILED", logs(run)
+    assert endings(run)[0].decision == "stop" and 2 <= endings(run)[0].checkpoint < steps
+    assert sandbox.wait(jobs["export"], 30) == "CANCELLED"
+
+    config.train.steps = 6 + endings(run)[0].checkpoint
+    _, jobs = submit(slurm, config, nodes=1)
+    assert sandbox.wait(jobs["pretrain"], 120) == "COMPLETED", logs(run)
+    assert samples_in_order(run) == [(step * BATCH, (step + 1) * BATCH - 1) for step in range(config.train.steps)]
 
 
 def test_a_bad_node_is_named_and_left_out(slurm, sandbox, inputs):
