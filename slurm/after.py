@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     job, start = restarts.this_job()
     restarts.note_unseen(run)
     state = read_state(run)
-    if state is not None and state.time < options.started - _CLOCK_SECONDS:
-        state = None  # of an earlier attempt: this one never got as far
+    if state is not None and (state.job != job or state.time < options.started - _CLOCK_SECONDS):
+        state = None  # of another job, or of an earlier start: this one never got as far
     checkpoint = restarts.newest_checkpoint(run)
     decision = decide(
         exit_code=options.exit_code,

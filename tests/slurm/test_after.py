@@ -78,12 +78,16 @@ def after(run, exit_code, started, start):
     return done.stdout, done.stderr
 
 
-def test_the_verb_reads_the_run_directory(tmp_path):
+def test_the_verb_reads_the_run_directory(tmp_path, monkeypatch):
     """A state of an earlier start says nothing; starts that nobody saw end are noted; preflight counts once."""
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
+    write_state(run, RunState("complete", 1, 8, 8))
+    assert after(run.path, 2, 0, 0)[0] == "stop\n"  # refused: another job is at work, or has been
+    (run.path / "restarts.jsonl").unlink()
     for start in range(3):  # of another job
         restarts.append(run, Ending("6", start, 137, start, 0, "killed", "requeue"))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     write_state(run, RunState("complete", 1, 8, 8))
     assert after(run.path, 137, 9e9, 0)[0] == "requeue\n"
     write_json(restarts.preflight_file(run.path), {"job": "7", "start": 2, "bad_nodes": {"n1": "no disk", "n3": "x"}})

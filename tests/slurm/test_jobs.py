@@ -79,17 +79,22 @@ def test_time_limit_preemption_and_cancellation(slurm, sandbox, inputs):
 
 
 def test_stopped_by_hand_and_continued_on_fewer_nodes(slurm, sandbox, inputs):
-    """The file `stop` ends a job for good; submitted again with half the ranks, it sees the same samples."""
-    steps, layout = 60, Layout()
-    config = pretraining(slurm, inputs, steps, layout)
+    """A second job is refused; the file `stop` ends the first; submitted again with half the ranks, it goes on."""
+    steps = 100_000
+    config = pretraining(slurm, inputs, steps)
     run, jobs = submit(slurm, config)
     wait_for_step(run, 2)
+    second = sandbox.call("sbatch", "--parsable", "--nodes=1", str(run / "slurm" / "pretrain.sbatch")).strip()
+    assert sandbox.wait(second, 90) == "FAILED"
+    assert f"(job {jobs['pretrain']})" in (run / "slurm" / f"pretrain-{second}.log").read_text()
     (run / "stop").touch()
     assert sandbox.wait(jobs["pretrain"], 90) == "FAILED", logs(run)
-    assert endings(run)[0].decision == "stop" and 2 <= endings(run)[0].checkpoint < steps
+    refused, stopped = endings(run)
+    assert (refused.job, refused.exit_code, refused.decision) == (second, 2, "stop")
+    assert stopped.decision == "stop" and "file 'stop'" in stopped.reason and 2 <= stopped.checkpoint < steps
     assert sandbox.wait(jobs["export"], 30) == "CANCELLED"
 
-    config.train.steps = 6 + endings(run)[0].checkpoint
+    config.train.steps = 6 + stopped.checkpoint
     _, jobs = submit(slurm, config, nodes=1)
     assert sandbox.wait(jobs["pretrain"], 120) == "COMPLETED", logs(run)
     assert samples_in_order(run) == [(step * BATCH, (step + 1) * BATCH - 1) for step in range(config.train.steps)]
