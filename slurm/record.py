@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from job.errors import InputError
@@ -32,6 +32,7 @@ def write(directory: Path, source: Path, entries: Sequence[Entry]) -> None:
     body = {
         "format_version": _FORMAT_VERSION,
         "source": str(source),
+        "working_directory": str(Path.cwd()),
         "submitted": round(time.time()),
         "stages": [asdict(entry) for entry in entries],
     }
@@ -54,7 +55,13 @@ def read(directory: Path) -> list[Entry]:
         return read(Path(body["chain"]))
     if body.get("format_version", 0) > _FORMAT_VERSION:
         raise InputError(f"{path} has format version {body['format_version']}, newer than this code: update biomedgpt")
-    return [Entry(**entry) for entry in body["stages"]]
+    entries = [Entry(**entry) for entry in body["stages"]]
+    if (there := Path(body["working_directory"])) == Path.cwd():
+        return entries
+    return [
+        replace(entry, log=str(there / entry.log), run=str(there / entry.run) if entry.run else None)
+        for entry in entries
+    ]
 
 
 def active(directory: Path) -> list[Entry]:

@@ -3,6 +3,7 @@
 import json
 import tomllib
 
+import pytest
 import tomli_w
 
 from tests.conftest import REPOSITORY
@@ -42,6 +43,7 @@ WATCH = {
 }
 
 
+@pytest.mark.timeout(1200)  # minutes where other programs run beside it
 def test_demo_chain(slurm, sandbox):
     here = slurm.directory
     (here / "configs").symlink_to(REPOSITORY / "configs")
@@ -70,5 +72,5 @@ def test_demo_chain(slurm, sandbox):
         assert (directory / "scores" / report / "report.html").stat().st_size > 1000
     scored = {row["step"] for row in metrics_rows(directory / "pretrain") if "eval/" in str(row)}
     assert 4 in scored
-    code, told = slurm("status", "runs/demo/align")  # a run knows the chain that it belongs to
+    code, told = slurm("status", directory / "align", directory=directory)  # a run knows the chain that it belongs to
     assert code == 0 and told.count("COMPLETED") == 11 and "step 3 of 3" in told, told

@@ -48,6 +48,7 @@ def ranks_on(sandbox, node):
     return sandbox.inside(node, "pgrep", "--full", "^[^ ]*python[^ ]* -m pretrain").split()
 
 
+@pytest.mark.timeout(1200)  # minutes where other programs run beside it
 def test_disturbed_in_every_way(slurm, sandbox, inputs, whole):
     here = slurm.directory
     run = here / "run"

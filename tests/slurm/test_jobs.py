@@ -1,5 +1,7 @@
 """Single things that a cluster does to training jobs: time limits, cancellation, bad nodes, crashes again and again."""
 
+import pytest
+
 from align.train import train as align
 from job import config as configs
 from job.training import CheckpointConfig
@@ -12,6 +14,7 @@ from tests.faults.test_align import config_of as align_config_of
 from tests.slurm.chains import endings, logs, stages, wait_for, wait_for_step
 from tests.training import BATCH, make_config, metrics_rows
 
+pytestmark = pytest.mark.timeout(600)
 CLUSTER = """
     [gpu]
     cpus = 1

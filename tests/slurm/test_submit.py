@@ -51,7 +51,7 @@ def test_chain_of_commands_under_an_odd_name(slurm, sandbox):
     logs = sorted(path.read_text() for path in directory.glob("slurm/many-*.log"))
     assert logs == ["$HOME|c|", "a b|it's|"]
     assert (here / "aside.txt").exists() and not (here / "never.txt").exists()
-    code, told = slurm("status", directory)
+    code, told = slurm("status", directory, directory=here / "runs 50%")
     assert code == 0 and [told.count(word) for word in ("COMPLETED", "FAILED", "CANCELLED")] == [3, 1, 1], told
     assert slurm("cancel", directory) == (0, "nothing waits or runs\n")
 
