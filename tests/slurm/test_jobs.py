@@ -9,6 +9,7 @@ from parallel.layout import Layout
 from tests.align.conftest import align_inputs  # noqa: F401  (a fixture)
 from tests.align.runs import assert_equal_checkpoints as assert_equal_alignments
 from tests.align.runs import final
+from tests.conftest import REPOSITORY
 from tests.faults.jobs import run_job, samples_in_order
 from tests.faults.test_align import config_of as align_config_of
 from tests.slurm.chains import endings, logs, stages, wait_for, wait_for_step
@@ -87,7 +88,10 @@ def test_stopped_by_hand_and_continued_on_fewer_nodes(slurm, sandbox, inputs):
     config = pretraining(slurm, inputs, steps)
     run, jobs = submit(slurm, config)
     wait_for_step(run, 2)
-    second = sandbox.call("sbatch", "--parsable", "--nodes=1", str(run / "slurm" / "pretrain.sbatch")).strip()
+    second = sandbox.call(
+        *("env", f"PYTHONPATH={REPOSITORY}", "sbatch", "--parsable", "--nodes=1"),
+        str(run / "slurm" / "pretrain.sbatch"),
+    ).strip()
     assert sandbox.wait(second, 90) == "FAILED"
     assert f"(job {jobs['pretrain']})" in (run / "slurm" / f"pretrain-{second}.log").read_text()
     (run / "stop").touch()
