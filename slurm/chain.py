@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from job import config as configs
 from job.errors import InputError
+from slurm.cluster import TIME
 
 Kind = Literal["shards", "pretrain", "align", "export", "eval", "watch", "command"]
 
@@ -118,6 +119,8 @@ def _check(stage: StageConfig, before: dict[str, StageConfig]) -> None:
             raise ValueError(f"{where} needs a stage of kind pretrain or align before it ({stage.run or 'none is'})")
     if stage.kind == "watch" and (stage.after is not None or stage.every_minutes < 1):
         raise ValueError(f"{where} begins when its training begins, and looks every minute at most")
+    if stage.time and not TIME.fullmatch(stage.time):
+        raise ValueError(f"{where}: time is '{stage.time}'; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
     if stage.nodes < 1 or stage.parts < 0 or min(stage.gpus or 0, stage.tasks or 0) < 0:
         raise ValueError(f"{where}: nodes, parts, gpus and tasks cannot be negative, and one node is the least")
 

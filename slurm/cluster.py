@@ -98,7 +98,7 @@ class RestartConfig:
     """most nodes that preflight may exclude, one after the other"""
 
 
-_TIME = re.compile(r"\d+(-\d+(:\d+(:\d+)?)?|:\d+(:\d+)?)?")  # sbatch(1), --time
+TIME = re.compile(r"\d+(-\d+(:\d+(:\d+)?)?|:\d+(:\d+)?)?")  # sbatch(1), --time
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
 
 
@@ -124,7 +124,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         for kind in ("gpu", "cpu"):
             node: NodeConfig = getattr(self, kind)
-            if not _TIME.fullmatch(node.time):
+            if not TIME.fullmatch(node.time):
                 raise ValueError(f"{kind}.time is '{node.time}'; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
             for directive in node.directives:
                 if not directive.startswith("-"):

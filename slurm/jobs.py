@@ -77,9 +77,9 @@ def script(stage: Stage, cluster: ClusterConfig, place: Place) -> str:
     sections = [
         [
             "#!/bin/bash",
-            f"# Stage '{stage.name}' of {place.directory}.",
-            f"# Written by: python -m slurm submit {shlex.quote(str(place.source))}",
-            f"# By itself:  sbatch {shlex.quote(str(place.script(stage.name)))}",
+            f"# Stage '{stage.name}' of {_quoted(str(place.directory))}.",
+            f"# Written by: python -m slurm submit {_quoted(str(place.source))}",
+            f"# By itself:  sbatch {_quoted(str(place.script(stage.name)))}",
             *(f"#SBATCH {option}" for option in _options(stage, cluster, place, asked)),
         ],
         _environment(stage, cluster),

@@ -5,7 +5,6 @@ import time
 
 from job.directory import RunDirectory
 from slurm import restarts
-from tests.faults.jobs import last_step
 
 
 def stages(directory):
@@ -18,9 +17,17 @@ def endings(run):
     return restarts.read(RunDirectory(run))
 
 
-def wait_for_step(run, step, seconds=180):
-    """Return once a run's metrics show a step."""
-    wait_for(lambda: last_step(run) >= step, seconds, lambda: f"step {step} of {run}; {logs(run)}")
+def wait_for_step(run, step, attempt=1, seconds=180):
+    """Return once an attempt of a run has come to a step."""
+
+    def reached():
+        if not (run / "metrics.jsonl").exists():
+            return False
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return any(row["attempt"] == attempt and row["step"] >= step for row in rows)
+
+    wait_for(reached, seconds, lambda: f"step {step} of {run} in attempt {attempt}; {logs(run)}")
 
 
 def wait_for(condition, seconds, what):
@@ -28,7 +35,7 @@ def wait_for(condition, seconds, what):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what()}"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def logs(directory):

@@ -60,7 +60,7 @@ def test_disturbed_in_every_way(slurm, sandbox, inputs, whole):
 
     def disturb(step, fault, number):
         """Plant a fault after a step; return how that start of the job ended, once somebody has noted it."""
-        wait_for_step(run, step)
+        wait_for_step(run, step, attempt=number + 1)
         fault()
         wait_for(lambda: len(endings(run)) > number, 120, lambda: f"ending {number}\n{logs(run)}")
         ending = endings(run)[number]
@@ -78,9 +78,9 @@ def test_disturbed_in_every_way(slurm, sandbox, inputs, whole):
     assert "no step for" in ending.reason
     assert len(list(run.glob("logs/attempt-3/stacks-rank-*.txt"))) >= 3
     # somebody asks Slurm to queue it again
-    wait_for_step(run, 22)
+    wait_for_step(run, 22, attempt=4)
     sandbox.call("scontrol", "requeue", job)
-    wait_for_step(run, 29)
+    wait_for_step(run, 29, attempt=5)
     # a node loses its power: there is a third one
     sandbox.cut("node2")
     try:

@@ -64,7 +64,7 @@ def test_time_limit_preemption_and_cancellation(slurm, sandbox, inputs):
     [ending] = endings(run)
     assert "signal SIGUSR1" in ending.reason and ending.exit_code == 0 and ending.checkpoint >= 2
     sandbox.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    wait_for_step(run, ending.checkpoint + 2)
+    wait_for_step(run, ending.checkpoint + 2, attempt=2)
     assert [row["attempt"] for row in metrics_rows(run) if row["step"] == ending.checkpoint + 1] == [2]
 
     urgent = sandbox.call(
@@ -73,7 +73,7 @@ def test_time_limit_preemption_and_cancellation(slurm, sandbox, inputs):
     assert sandbox.wait(urgent, 90) == "COMPLETED", logs(run)
     preempted = endings(run)[1]
     assert "signal SIGTERM" in preempted.reason and preempted.checkpoint >= ending.checkpoint + 2
-    wait_for_step(run, preempted.checkpoint + 2)
+    wait_for_step(run, preempted.checkpoint + 2, attempt=3)
 
     code, told = slurm("status", "run")
     assert code == 0 and "RUNNING, restart 2" in told and "2 restarts:" in told and "left" in told, told
