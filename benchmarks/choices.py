@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/choices.py --data DIR
 
 The same requests, made of real MedMCQA rows, go to lm-eval's Hugging Face backend, at each of several batch sizes, and
-to `eval.choices`; tokenisation is timed too. The model is a small Llama of random float32 weights (26 M parameters)
+to `eval.qa.choices`; tokenisation is timed too. The model is a small Llama of random float32 weights (26 M parameters)
 with Llama's tokenizer. All choices must be the same and all log-likelihoods equal within 1e-4, or the benchmark fails.
 Per side the best of the repeats counts, and lm-eval's best batch size. Options are letters (one token, so that lm-eval
 too computes each question once) or texts; examples are the first rows of another part of the file.
@@ -35,9 +35,9 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from align.model import cut_at  # noqa: E402
-from eval.choices import SharedPrefixLM  # noqa: E402
 from eval.generate import generate  # noqa: E402
 from eval.models import EvalModel, load  # noqa: E402
+from eval.qa.choices import SharedPrefixLM  # noqa: E402
 from job.tokenizer import write_hf_tokenizer  # noqa: E402
 
 LETTERS = "ABCD"
@@ -195,7 +195,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds medmcqa and llama_tokenizer")
-    parser.add_argument("--items", type=int, default=100, help="zero-shot letters; the other rows take fewer")
+    parser.add_argument("--items", type=int, default=128, help="zero-shot letters and texts; the other rows take fewer")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 16, 32], help="of the other side")
     parser.add_argument("--token-budget", type=int, default=16_384, help="of ours")
     parser.add_argument("--repeats", type=int, default=2)

@@ -11,17 +11,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 
 from align.model import cut_at
 from eval.models import EvalModel
-from eval.shared_prefix import Prefix, Question, Scorer, find_prefixes
+from eval.qa.shared_prefix import Prefix, Question, Scorer, find_prefixes
 from eval.work import Journal, Memory, Record, work_through
 from job.errors import InputError
 
-CPU_TOKENS = 2048
-"""padded tokens of a batch on a CPU at most: what leaves its caches is slower, not faster"""
-
-
-def batch_tokens(model: EvalModel, token_budget: int) -> int:
-    """Padded tokens of a batch on the model's device."""
-    return min(token_budget, CPU_TOKENS) if model.device.type == "cpu" else token_budget
+CPU_TOKENS = 4096
+"""padded tokens of a batch on a CPU at most: what leaves its caches is slower, not faster, but each new token wants rows
+enough to share the reading of the weights"""
 
 
 def generate(
@@ -76,7 +72,8 @@ def generate(
 
         # Copies of a prefix take memory, but no computation.
         lengths = [(len(rows[name]) - shared * 3 // 4 + max_new_tokens) * (config.num_beams or 1) for name in names]
-        return work_through(names, lengths, work, kept, batch_tokens(model, token_budget), what)
+        budget = min(token_budget, CPU_TOKENS) if model.device.type == "cpu" else token_budget
+        return work_through(names, lengths, work, kept, budget, what)
 
     texts = {record["id"]: record["text"] for group in _groups(model, rows, config) for record in write(*group)}
     return {name: texts[name] for name in prompts}
