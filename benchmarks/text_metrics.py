@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false python benchmarks/text_metrics.py --data DIR
 
-Both sides score MolT5-base's captions of the ChEBI-20 test set under both definitions of `eval.text_metrics`. The loop
-is the one that MolT5's and OpenBioMed's evaluation code runs, text by text: the tokenizer (without its Python wrapper
-of transformers, and without padding to 512 pieces), `RougeScorer.score`, `corpus_bleu` or `sentence_bleu`, and
+Both sides score MolT5-base's captions of the ChEBI-20 test set under both definitions of `eval.metrics.text_metrics`.
+The loop is the one that MolT5's and OpenBioMed's evaluation code runs, text by text: the tokenizer (without its Python
+wrapper of transformers, and without padding to 512 pieces), `RougeScorer.score`, `corpus_bleu` or `sentence_bleu`, and
 `meteor_score`. WordNet is loaded before, and the words of these texts have been looked up in it. Every score of every
 text must be equal to the last bit, or the benchmark fails.
 """
@@ -28,12 +28,12 @@ from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import BertWordPieceTokenizer
 
-from eval.meteor import Meteor, WordNet, read_wordnet
-from eval.overlap import corpus_bleu, overlap, rouge, sentence_bleu
-from eval.text_metrics import DEFINITIONS
-from eval.word_pieces import BERT, SCIBERT, read_tokenizer
+from eval.metrics.meteor import Meteor, WordNet, read_wordnet
+from eval.metrics.overlap import corpus_bleu, overlap, rouge, sentence_bleu
+from eval.metrics.text_metrics import DEFINITIONS
+from eval.metrics.word_pieces import BERT, SCIBERT, read_tokenizer
 
-OURS, PEER = "eval.text_metrics", "NLTK and rouge-score"
+OURS, PEER = "eval.metrics.text_metrics", "NLTK and rouge-score"
 WEIGHTS = {2: (0.5, 0.5), 4: (0.25, 0.25, 0.25, 0.25)}
 VOCABULARIES = {SCIBERT: "scibert_scivocab_uncased.txt", BERT: "bert_base_uncased.txt"}
 Texts = list[str]

@@ -9,12 +9,12 @@ from job.errors import run_command
 from job.verbs import dispatch
 
 VERBS: dict[str, tuple[str, str]] = {
-    "finetune": ("eval.finetune:main", "fine-tune on a task's training rows, then score: seeds, mean and spread"),
+    "finetune": ("eval.finetuning.finetune:main", "fine-tune on a task's training rows, then score, over seeds"),
     "watch": ("eval.watch:main", "score the checkpoints of a training run as they appear"),
-    "pretraining": ("eval.pretraining:main", "does continued pretraining help? base against continued, over seeds"),
-    "compare": ("eval.compare:main", "two models on the same items: is the difference noise?"),
-    "contamination": ("eval.contamination:main", "which items occur in training data; scores without them"),
-    "score": ("eval.score:main", "score predictions in a file, without a model"),
+    "pretraining": ("eval.trust.pretraining:main", "does continued pretraining help? before and after, over seeds"),
+    "compare": ("eval.trust.compare:main", "two models on the same items: is the difference noise?"),
+    "contamination": ("eval.trust.contamination:main", "which items occur in training data; scores without them"),
+    "score": ("eval.structures.score:main", "score predictions in a file, without a model"),
 }
 
 

@@ -16,8 +16,8 @@ from eval.work import Journal, Memory, Record, work_through
 from job.errors import InputError
 
 CPU_TOKENS = 4096
-"""padded tokens of a batch on a CPU at most: what leaves its caches is slower, not faster, but each new token wants rows
-enough to share the reading of the weights"""
+"""padded tokens of a batch on a CPU at most: what leaves its caches is slower, not faster, but each new token wants
+rows enough to share the reading of the weights"""
 
 
 def generate(

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from data_shards.order import ValidationWindows
 from eval.models import EvalModel
 from eval.results import Metric, TaskResult
-from eval.statistics import ratio_interval
+from eval.trust.statistics import ratio_interval
 from eval.work import Journal, Record, work_through
 from job.errors import InputError
 

@@ -54,7 +54,7 @@ def main(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> int:
         results[name] = _score_model(name, directory, tasks, options, models)
     if rank == 0:
         _write(options, results, models)
-        from eval import report
+        from eval.reports import report
 
         report.write(options.out)
         report.print_tables(options.out)
@@ -82,7 +82,7 @@ def parse(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> tuple[a
         "--data", required=True, type=Path, nargs="+", metavar="DIR", help="where the suite's data lie (several: all)"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory of results and report")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only N items of each task, the same ones each time (0: all)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only so many items of each task")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument(
         "--token-budget", type=int, default=8192, metavar="N", help="padded tokens of a batch (default 8192)"

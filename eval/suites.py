@@ -41,11 +41,11 @@ class Suite(Protocol):
 
 SUITES = {
     "perplexity": "eval.perplexity_suite",
-    "qa": "eval.qa_suite",
-    "structures": "eval.structure_suite",
-    "text2molecule": "eval.text_to_molecule_suite",
-    "retrieval": "eval.retrieval_suite",
-    "biogpt": "eval.biogpt_suite",
+    "qa": "eval.qa.suite",
+    "structures": "eval.structures.suite",
+    "text2molecule": "eval.structures.text_to_molecule_suite",
+    "retrieval": "eval.structures.retrieval_suite",
+    "biogpt": "eval.biogpt.suite",
 }
 """By name, the module."""
 

@@ -54,5 +54,5 @@ def test_help_from_a_wheel_without_torch(words, installed, tmp_path):
 def test_files_that_are_no_code_are_in_the_wheel(installed):
     found = {str(path.relative_to(installed)) for path in (installed / "eval").rglob("*") if path.is_file()}
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "eval" / "tasks").rglob("*") if path.is_file()}
-    expected = {name for name in expected if "__pycache__" not in name} | {"eval/published.toml"}
+    expected = {name for name in expected if "__pycache__" not in name} | {"eval/reports/published.toml"}
     assert len(expected) > 40 and expected <= found, expected - found

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval import prompts
-from eval.answer_parser import parse
-from eval.question_files import LETTERS, Question
-from eval.questions import read_set
-from eval.statistics import macro_f1
+from eval.qa import prompts
+from eval.qa.answer_parser import parse
+from eval.qa.files import LETTERS, Question
+from eval.qa.questions import read_set
+from eval.trust.statistics import macro_f1
 from job.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def load(
     """The rows of a set as lm-eval takes them: split `test`, and `examples` of which the first are shown.
 
     Args:
-        question_set: one of `eval.questions.OFFICIAL_ROWS`.
+        question_set: one of `eval.qa.questions.OFFICIAL_ROWS`.
         data: directories; without, the environment variable tells them.
-        held_out: see `eval.questions.read_set`.
+        held_out: see `eval.qa.questions.read_set`.
         example_seed: of the order of the examples; None keeps the file's.
         other: what lm-eval hands to every data set, such as the model's arguments.
 

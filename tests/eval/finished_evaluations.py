@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import score
 from eval.results import TaskResult
 from eval.run import write_results
-from eval.statistics import mean_metric
+from eval.structures import score
+from eval.trust.statistics import mean_metric
 
 TASK = "medmcqa-letters-0-shot"
 

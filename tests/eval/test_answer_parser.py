@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eval.answer_parser import parse
+from eval.qa.answer_parser import parse
 
 DRUGS = ["Aspirin", "Ibuprofen", "Paracetamol", "Type 1 diabetes", "Type 1"]
 DECISIONS = ["yes", "no", "maybe"]

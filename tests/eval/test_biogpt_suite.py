@@ -11,9 +11,9 @@ from transformers import BioGptConfig, BioGptForCausalLM, LlamaForCausalLM
 
 from align.language_model import load_tokenizer
 from eval import run
-from eval.biogpt import Settings, build_prompts
-from eval.biogpt_data import PROMPT_SUFFIX, data_set, prompt, training_rows
-from eval.biogpt_documents import FORMATS
+from eval.biogpt.data import PROMPT_SUFFIX, data_set, prompt, training_rows
+from eval.biogpt.documents import FORMATS
+from eval.biogpt.measure import Settings, build_prompts
 from eval.models import EvalModel, load
 from job.errors import InputError
 

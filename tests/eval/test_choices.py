@@ -5,9 +5,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from eval.choices import SharedPrefixLM
 from eval.models import EvalModel
-from eval.shared_prefix import Scorer, find_prefixes
+from eval.qa.choices import SharedPrefixLM
+from eval.qa.shared_prefix import Scorer, find_prefixes
 from eval.work import Journal
 from job.errors import InputError
 from tests.eval.scored_models import FAMILIES, Counted, questions, random_model, requests, trained

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from eval import compare, run, score
-from eval.statistics import mcnemar, paired_bootstrap
+from eval import run
+from eval.structures import score
+from eval.trust import compare
+from eval.trust.statistics import mcnemar, paired_bootstrap
 from job.errors import InputError
 from tests.eval.finished_evaluations import (
     TASK,

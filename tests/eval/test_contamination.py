@@ -9,8 +9,10 @@ import pytest
 from data_shards import build
 from data_shards.shards import ShardSet
 from data_shards.tokens import load
-from eval import contamination, report, run, training_search
-from eval.evaluation import read
+from eval import run
+from eval.reports import report
+from eval.reports.evaluation import read
+from eval.trust import contamination, training_search
 from job.errors import InputError
 from tests.eval.finished_evaluations import (
     last_option,

@@ -12,12 +12,12 @@ from align.language_model import load_tokenizer
 from data_shards import verify
 from data_shards.order import TrainingWindows
 from data_shards.shards import ShardSet
-from eval import finetune
-from eval.biogpt_data import data_set
-from eval.choices import SharedPrefixLM
-from eval.instruction_shards import Row, encode, pack, write
-from eval.instructions import read
-from eval.questions import read_set
+from eval.biogpt.data import data_set
+from eval.finetuning import finetune
+from eval.finetuning.instruction_shards import Row, encode, pack, write
+from eval.finetuning.instructions import read
+from eval.qa.choices import SharedPrefixLM
+from eval.qa.questions import read_set
 from job.errors import InputError
 from job.training import ScheduleConfig
 from parallel import convert

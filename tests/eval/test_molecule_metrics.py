@@ -10,7 +10,7 @@ import pytest
 from rdkit import Chem, DataStructs, rdBase
 from rdkit.Chem import AllChem, MACCSkeys
 
-from eval.molecule_metrics import MoleculeScorer
+from eval.metrics.molecule_metrics import MoleculeScorer
 from job.errors import InputError
 
 

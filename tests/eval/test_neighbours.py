@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from align.questions import FAMILY, FUNCTION, MOLECULE_QUESTION, Question
-from eval.neighbours import copied_answers
-from eval.text_metrics import score
-from eval.word_pieces import read_tokenizer
+from eval.metrics.text_metrics import score
+from eval.metrics.word_pieces import read_tokenizer
+from eval.structures.neighbours import copied_answers
 
 
 def captions(path: Path) -> list[Question]:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from eval import prompts, qa, qa_suite
-from eval.questions import OFFICIAL_ROWS, read_set
+from eval.qa import measure as qa
+from eval.qa import prompts
+from eval.qa import suite as qa_suite
+from eval.qa.questions import OFFICIAL_ROWS, read_set
 from eval.work import Journal
 from job.errors import InputError
 from tests.eval.scored_models import random_model, trained

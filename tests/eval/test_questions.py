@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from eval import pubmedqa
-from eval.question_files import read_medmcqa
-from eval.questions import MMLU_ROWS, OFFICIAL_ROWS, found_sets, read_set
+from eval.qa import pubmedqa
+from eval.qa.files import read_medmcqa
+from eval.qa.questions import MMLU_ROWS, OFFICIAL_ROWS, found_sets, read_set
 from job.errors import InputError
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import biogpt
-from eval.biogpt_data import DataSet, data_set
-from eval.biogpt_documents import FORMATS
-from eval.relation_metrics import counts, hard_match, micro_metrics
-from eval.relations import BC5CDR, INTERACTION, Relation, parse, parse_as_authors, target_text
-from eval.statistics import RESAMPLES, micro_f1_interval
+from eval.biogpt import measure as biogpt
+from eval.biogpt.data import DataSet, data_set
+from eval.biogpt.documents import FORMATS
+from eval.biogpt.relation_metrics import counts, hard_match, micro_metrics
+from eval.biogpt.relations import BC5CDR, INTERACTION, Relation, parse, parse_as_authors, target_text
+from eval.trust.statistics import RESAMPLES, micro_f1_interval
 
 SPLITS = [
     ("bc5cdr", "train"),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from eval import published, report, run
-from eval.evaluation import number, with_interval
+from eval import run
+from eval.reports import published, report
+from eval.reports.evaluation import number, with_interval
 from eval.results import Metric
 from job.errors import InputError
 from tests.eval.finished_evaluations import (
@@ -149,7 +150,7 @@ def test_published_rows_stand_once_for_all_tasks_of_a_benchmark(real_data, tmp_p
 
 
 def test_console_table_is_whole_in_a_pipe(medmcqa):
-    code = f"from pathlib import Path; from eval import report; report.print_tables(Path({str(medmcqa)!r}))"
+    code = f"from pathlib import Path; from eval.reports import report; report.print_tables(Path({str(medmcqa)!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "…" not in done.stdout and "accuracy" in done.stdout and "baseline: always A" in done.stdout
     value = Metric(**json.loads((medmcqa / "results.json").read_text())["results"]["last"][TASK]["metrics"]["accuracy"])

@@ -16,10 +16,10 @@ from align.controls import answer_losses, with_structures_of
 from align.prompts import Turn
 from align.question_shards import QuestionSet
 from align.questions import MOLECULE_QUESTION, Question
-from eval import retrieval, retrieval_scores
 from eval.__main__ import main
 from eval.models import load
-from eval.neighbours import pair_scores
+from eval.structures import retrieval, retrieval_scores
+from eval.structures.neighbours import pair_scores
 from eval.work import Memory
 from job.errors import InputError
 from tests.align.aligned_models import small_model, small_settings

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from eval import statistics
+from eval.trust import statistics
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import pytest
 from align.model import AlignedModel
 from align.question_shards import QuestionSet
 from align.questions import PROTEIN_QUESTIONS
-from eval import score
 from eval.__main__ import main
-from eval.constant_answers import constant_answers
-from eval.molecule_metrics import MoleculeScorer
-from eval.neighbours import copied_answers
-from eval.text_metrics import score as score_texts
-from eval.text_metrics import score_answers
-from eval.word_pieces import SCIBERT, read_tokenizer
+from eval.metrics.molecule_metrics import MoleculeScorer
+from eval.metrics.text_metrics import score as score_texts
+from eval.metrics.text_metrics import score_answers
+from eval.metrics.word_pieces import SCIBERT, read_tokenizer
+from eval.structures import score
+from eval.structures.constant_answers import constant_answers
+from eval.structures.neighbours import copied_answers
 from job.errors import InputError
 from tests.align.aligned_models import small_model, small_settings
 from tests.align.question_sets import write_set
@@ -233,7 +233,7 @@ def test_an_answer_ends_where_the_model_s_length_does(real_data, sets, tmp_path)
     import torch
 
     from eval.models import load
-    from eval.structure_answers import answer
+    from eval.structures.answers import answer
     from eval.work import Journal
 
     questions = [*QuestionSet(sets["chebi20"], "test")][:4]

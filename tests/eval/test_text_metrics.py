@@ -19,10 +19,10 @@ from nltk.translate.bleu_score import sentence_bleu as nltk_sentence_bleu
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
-from eval.meteor import Meteor, read_wordnet
-from eval.overlap import corpus_bleu, overlap, rouge, sentence_bleu
-from eval.text_metrics import DEFINITIONS, normalise, score, score_answers
-from eval.word_pieces import BASIC_WORDS, BERT, SCIBERT, read_tokenizer
+from eval.metrics.meteor import Meteor, read_wordnet
+from eval.metrics.overlap import corpus_bleu, overlap, rouge, sentence_bleu
+from eval.metrics.text_metrics import DEFINITIONS, normalise, score, score_answers
+from eval.metrics.word_pieces import BASIC_WORDS, BERT, SCIBERT, read_tokenizer
 from job.errors import InputError
 
 WEIGHTS = {2: (0.5, 0.5), 4: (0.25, 0.25, 0.25, 0.25)}

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from align.language_model import load_tokenizer
 from align.questions import MOLECULE_QUESTION, Question
 from eval.__main__ import main
-from eval.molecule_metrics import MoleculeScorer
-from eval.neighbours import nearest_texts
-from eval.text_to_molecule_suite import INSTRUCTION, TEMPLATE, first_word
+from eval.metrics.molecule_metrics import MoleculeScorer
+from eval.structures.neighbours import nearest_texts
+from eval.structures.text_to_molecule_suite import INSTRUCTION, TEMPLATE, first_word
 from job.errors import InputError
 from tests.eval.structure_sets import build_set, chebi_file, uniprot_set
 
@@ -185,7 +185,7 @@ def test_bad_input(real_data, files, tmp_path, monkeypatch):
 
 
 def test_questions_are_read_as_they_are_built(files):
-    from eval.text_to_molecule_suite import _rows
+    from eval.structures.text_to_molecule_suite import _rows
 
     found = _rows(files["test"])
     assert found[0] == Question(found[0].id, MOLECULE_QUESTION, found[0].answer, found[0].molecules)

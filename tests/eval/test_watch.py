@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from eval import pretraining, run, watch
+from eval import run, watch
+from eval.trust import pretraining
 from job.errors import InputError
 from job.training import CheckpointConfig, TrackingConfig
 from tests.faults.jobs import complete_job

@@ -1,0 +1,1 @@
+"""BioGPT's tasks: its templates, its definitions, its data files."""

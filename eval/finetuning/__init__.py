@@ -1,0 +1,1 @@
+"""A row of the fine-tuned tables: train on a task, then score."""

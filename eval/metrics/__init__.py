@@ -1,0 +1,1 @@
+"""How near texts and molecules are to the right ones."""

@@ -1,0 +1,1 @@
+"""Multiple choice and yes/no/maybe: published question sets, through lm-eval."""

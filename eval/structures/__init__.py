@@ -1,0 +1,1 @@
+"""Questions about molecules and proteins, molecules for descriptions, retrieval."""

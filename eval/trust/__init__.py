@@ -1,0 +1,1 @@
+"""Intervals, comparisons, contamination: how far a number is to be believed."""

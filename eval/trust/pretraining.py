@@ -1,0 +1,161 @@
+"""`python -m eval pretraining`: does continued pretraining help? Base against continued model, over seeds.
+
+Two questions, answered with the same machinery and on the same items for every model: held-out text, source by source
+(bits per byte), and the questions of suite `qa`. Each difference has the interval that the choice of items leaves open
+(paired bootstrap of the mean over seeds), and the spread over seeds beside it; it counts only where the interval
+excludes zero and all seeds agree on the sign.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval import run as evaluation
+from job.errors import InputError
+from job.files import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DESCRIPTION = """Does continued pretraining help? Compare the model before with the models after, one per seed.
+
+  python -m eval pretraining --base models/llama2-7b-chat --continued models/seed-1 models/seed-2 models/seed-3 \\
+      --shards shards/pubmed --data benchmarks/medical --out scores/pretraining
+
+Measures bits per byte on the validation split of --shards, per source, and every task of suite qa on --data (its
+options, such as --shots 5, can be added; see `python -m eval --suite qa --help`), and says of each whether the
+difference is more than noise. What was measured before is not measured again.
+"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure of the model before and of the models after."""
+
+    measure: str
+    items: int
+    base: float
+    continued: list[float]
+    """by seed"""
+    difference: float
+    """mean over seeds minus base"""
+    low: float
+    """95 % interval of the difference over items"""
+    high: float
+    seed_spread: float
+    """standard deviation over seeds; 0 for a single one"""
+    higher_is_better: bool
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `noise`."""
+        signs = {value > self.base for value in self.continued}
+        if self.low <= 0 <= self.high or len(signs) > 1:
+            return "noise"
+        return "better" if (self.difference > 0) == self.higher_is_better else "worse"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure both, compare, write and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval pretraining", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", type=Path, required=True, metavar="MODEL_DIR", help="the model before")
+    parser.add_argument(
+        "--continued", type=Path, required=True, nargs="+", metavar="MODEL_DIR", help="the models after, one per seed"
+    )
+    parser.add_argument("--shards", type=Path, nargs="+", metavar="DIR", help="token shards with a validation split")
+    parser.add_argument("--sequence-length", type=int, default=2048, metavar="N", help="tokens of a window (2048)")
+    parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="files of suite qa")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of results and tables")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of suite qa (default 0)")
+    options, qa_words = parser.parse_known_args(arguments)
+    if not (options.shards or options.data):
+        raise InputError("give --shards, --data, or both: there is nothing to measure")
+    models = [options.base, *options.continued]
+    differences = []
+    if options.shards:
+        words = ["--data", *options.shards, "--sequence-length", options.sequence_length]
+        differences += _differences(_run("perplexity", models, words, options), options.seed)
+    if options.data:
+        differences += _differences(_run("qa", models, ["--data", *options.data, *qa_words], options), options.seed)
+    body = {
+        "base": str(options.base),
+        "continued": [str(path) for path in options.continued],
+        "seed": options.seed,
+        "differences": [asdict(found) | {"verdict": found.verdict} for found in differences],
+    }
+    write_json(options.out / "pretraining.json", body)
+    text = table(differences)
+    write_text(options.out / "pretraining.md", text + "\n")
+    print(f"\n{text}\n\ntable: {options.out / 'pretraining.md'}   details: {options.out / 'pretraining.json'}")
+    return 0
+
+
+def _run(suite: str, models: Sequence[Path], words: Sequence[Any], options: argparse.Namespace) -> Path:
+    out = options.out / suite
+    fixed = [*models, "--suite", suite, "--out", out, "--seed", options.seed]
+    evaluation.main([str(word) for word in [*fixed, *words]], {})
+    return out
+
+
+def _differences(out: Path, seed: int) -> list[Difference]:
+    """One per task of a finished run, whose first model is the base."""
+    import numpy as np
+
+    results = read_json(out / "results.json")["results"]
+    base, *continued = results
+    found = []
+    for task, result in results[base].items():
+        ours, below = _values(out, base, task)
+        theirs = np.stack([_values(out, model, task)[0] for model in continued])
+        name = "bits per byte" if "bits_per_byte" in result["metrics"] else next(iter(result["metrics"]))
+        better = next(iter(result["metrics"].values()))["higher_is_better"]
+        found.append(difference(f"{task}: {name}", ours, theirs, below, better, seed))
+    return found
+
+
+def _values(out: Path, model: str, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Per item what is summed, and what the sum is divided by."""
+    import numpy as np
+
+    with open(out / "items" / model / f"{task}.jsonl", encoding="utf-8") as lines:
+        items = [json.loads(line) for line in lines]
+    if "nats" in items[0]:
+        return np.array([item["nats"] / np.log(2) for item in items]), np.array(
+            [float(item["bytes"]) for item in items]
+        )
+    return np.array([float(item["score"]) for item in items]), np.ones(len(items))
+
+
+def difference(
+    measure: str, base: np.ndarray, continued: np.ndarray, below: np.ndarray, higher_is_better: bool, seed: int
+) -> Difference:
+    """Compare sums of item values over sums of `below`: base [items], continued [seeds, items], below [items]."""
+    import numpy as np
+
+    from eval.trust.statistics import ratio_interval
+
+    low, high = ratio_interval(continued.mean(0) - base, below, seed)
+    after = [float(values.sum() / below.sum()) for values in continued]
+    before = float(base.sum() / below.sum())
+    spread = float(np.std(after, ddof=1)) if len(after) > 1 else 0.0
+    mean = float(np.mean(after)) - before
+    return Difference(measure, len(base), before, after, mean, low, high, spread, higher_is_better)
+
+
+def table(differences: Sequence[Difference]) -> str:
+    """Markdown."""
+    lines = ["| measure | items | before | after, by seed | difference [95 %] | |", "|---|---:|---:|---|---|---|"]
+    for found in differences:
+        after = " / ".join(f"{value:.3f}" for value in found.continued)
+        interval = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        lines.append(
+            f"| {found.measure} | {found.items:,} | {found.base:.3f} | {after} | {interval} | {found.verdict} |"
+        )
+    return "\n".join(lines)
