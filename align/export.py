@@ -14,6 +14,8 @@ from job import manifest
 from job.errors import InputError
 from parallel.checkpoint_files import find_checkpoint, verify_file
 
+EXPORT_STAGE = "align export"
+
 DESCRIPTION = """Make a model directory of an alignment run: settings, tokenizer, adapters, encoders and, where it was
 trained, the language model. One process is enough, and neither DeepSpeed nor the run's devices are needed.
 
@@ -70,7 +72,9 @@ def export(source: Path, directory: Path, copy_language_model: bool = False, cha
     for name, tensor in state.items():
         if not tensor.numel():
             raise InputError(f"{path / WEIGHTS}: {name} has no elements: it was saved without its values")
-    model.save_pretrained(directory, state, copy_language_model, _facts(config, body, path))
+    facts = _facts(config, body, path)
+    model.save_pretrained(directory, state, copy_language_model, facts)
+    manifest.write(directory, EXPORT_STAGE, configs.as_dict(config), [manifest.reference(path)], {"training": facts})
 
 
 def _facts(config: AlignConfig, body: dict[str, Any], path: Path) -> dict[str, Any]:

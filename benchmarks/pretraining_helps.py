@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where shards, models and results are kept")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", default="4e6", help="tokens of each run (default 4e6)")
-    parser.add_argument("--tasks", nargs="+", default=["medmcqa", "anatomy", "clinical_knowledge"], help="of suite qa")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["medmcqa", "mmlu_anatomy", "mmlu_clinical_knowledge"], help="of suite qa"
+    )
     options = parser.parse_args()
     data, work = options.data.resolve(), options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from align.language_model import load_tokenizer, model_checksum
+from align.language_model import load_tokenizer
 from align.model import AlignedModel
 from align.settings import MODEL_TYPE
+from job import manifest
 from job.errors import InputError
-from job.files import read_json
+from job.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +29,7 @@ class EvalModel:
 
     directory: Path
     checksum: str
-    """SHA-256 over config.json and the weight files"""
+    """SHA-256 over its files, see `checksum`"""
     language_model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     aligned: AlignedModel | None
@@ -43,14 +46,31 @@ class EvalModel:
         return int(getattr(self.language_model.config, "max_position_embeddings", 2048))
 
 
-def checksum(directory: Path) -> str:
-    """SHA-256 that stands for a model: over its config.json (an aligned one's names its files' checksums) and weights.
+_NOT_THE_MODEL = {".md", ".png", ".log"}
+"""endings of files that change nothing about what a model says"""
 
-    Raises `InputError` where the directory has no config.json.
+
+def checksum(directory: Path) -> str:
+    """SHA-256 that stands for a model: over names and contents of its config, weights, tokenizer, generation settings.
+
+    Where an aligned model refers to a language model elsewhere, its config.json names that one's checksum, which is
+    checked when it is loaded. Raises `InputError` where the directory has no config.json.
     """
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}/config.json does not exist; a Hugging Face model directory is needed")
-    return model_checksum(directory)
+    files = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+        and path.suffix not in _NOT_THE_MODEL
+        and path.name != manifest.NAME
+        and not any(part.startswith((".", "LICENSE")) for part in path.relative_to(directory).parts)
+    ]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        lines = [
+            f"{found}  {file.relative_to(directory)}\n" for file, found in zip(files, pool.map(sha256_file, files))
+        ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel:
@@ -59,10 +79,17 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel
     Raises `InputError` where it cannot be loaded, or where its tokenizer has ids that it has no embedding for.
     """
     disable_progress_bar()
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     identity = checksum(directory)
     aligned = None
     language_model: Any
-    if read_json(directory / "config.json").get("model_type") == MODEL_TYPE:
+    config = read_json(directory / "config.json")
+    if not isinstance(config, dict):
+        raise InputError(f"{directory}/config.json is not the config of a model: it holds no JSON object")
+    if config.get("model_type") == MODEL_TYPE:
         aligned = AlignedModel.from_pretrained(directory, dtype=dtype, device=device)
         language_model, tokenizer = aligned.language_model, aligned.tokenizer
     else:

@@ -11,11 +11,12 @@ Under torchrun the items of each task are split over the ranks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +44,21 @@ A run that was stopped goes on when it is started again with the same --out.
 def main(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> int:
     """Parse, check, score, write, print."""
     options, chosen = parse(words, verbs)
-    rank = _join_ranks()
+    with _ranks():
+        return _run(options, chosen)
+
+
+def _run(options: argparse.Namespace, chosen: Suite) -> int:
     names = _names(options.models)
     tasks = chosen.tasks(options)
     if not tasks:
         raise InputError(f"suite {options.suite}: nothing to measure in {', '.join(map(str, options.data))}")
+    _choose_device(options)
     results: dict[str, dict[str, TaskResult]] = {}
     models: dict[str, Any] = {}
     for name, directory in names.items():
         results[name] = _score_model(name, directory, tasks, options, models)
-    if rank == 0:
+    if _is_first_rank():
         _write(options, results, models)
         from eval.reports import report
 
@@ -60,7 +66,7 @@ def main(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> int:
         report.print_tables(options.out)
         print(f"results: {options.out / 'results.json'}   report: {options.out / 'report.html'}")
     failed = [f"{name}: {task}: {r.failed}" for name, found in results.items() for task, r in found.items() if r.failed]
-    if failed and rank == 0:
+    if failed and _is_first_rank():
         print("\n".join(f"not to be used: {line}" for line in failed), file=sys.stderr)
     return 1 if failed else 0
 
@@ -132,17 +138,29 @@ def _names(directories: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, directories))
 
 
-def _join_ranks() -> int:
-    """Join the ranks that torchrun or srun has started, if there are several; this one's number."""
+@contextlib.contextmanager
+def _ranks() -> Iterator[None]:
+    """Join the ranks that torchrun or srun has started, if there are several; all leave together, after the report."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
+        yield
+        return
     import torch
     import torch.distributed as dist
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    return dist.get_rank()
+    yield
+    dist.barrier()  # a rank that leaves with status 1 ends the others
+    dist.destroy_process_group()
+
+
+def _choose_device(options: argparse.Namespace) -> None:
+    """Say in the options what is used where they left it open: results depend on it, and tell it."""
+    import torch
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options.dtype = options.dtype or ("float32" if options.device.startswith("cpu") else "bfloat16")
 
 
 def _score_model(
@@ -162,11 +180,13 @@ def _score_model(
         result = _kept(parts, task, fingerprint)
         if result is None:
             model = model or _load(directory, options)
-            journal = Journal(parts, task.name, fingerprint)
+            # Batches, and with them the last digits, depend on the number of ranks: no mixture within a task.
+            journal = Journal(parts, task.name, f"{fingerprint}-{os.environ.get('WORLD_SIZE', '1')}")
             try:
                 result = task.run(model, journal)
             finally:
                 journal.close()
+            result.made_by = result.made_by | {"dtype": options.dtype, "device": options.device}
             _keep(parts, task, fingerprint, result)
         results[task.name] = result
     return results
@@ -177,12 +197,11 @@ def _load(directory: Path, options: argparse.Namespace) -> EvalModel:
 
     from eval.models import load
 
-    cuda = torch.cuda.is_available()
-    device = torch.device(options.device or ("cuda" if cuda else "cpu"))
-    dtype = (
-        getattr(torch, options.dtype) if options.dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
-    )
-    return load(directory, dtype, device)
+    try:
+        device = torch.device(options.device)
+    except RuntimeError:
+        raise InputError(f"--device {options.device} is no device; cpu, cuda and cuda:1 are") from None
+    return load(directory, getattr(torch, options.dtype), device)
 
 
 def _fingerprint(identity: str, task: Task, options: argparse.Namespace) -> str:
@@ -212,10 +231,13 @@ def _kept(parts: Path, task: Task, fingerprint: str) -> TaskResult | None:
     file = parts / f"{task.name}.json"
     if not file.is_file():
         return None
-    body = read_json(file)
-    if body["fingerprint"] != fingerprint:
-        return None
-    return TaskResult.from_json(body["result"], body["items"])
+    try:
+        body = read_json(file)
+        if body["fingerprint"] == fingerprint:
+            return TaskResult.from_json(body["result"], body["items"])
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        print(f"{file} is damaged ({error}): {task.name} is measured again", file=sys.stderr)
+    return None
 
 
 def _keep(parts: Path, task: Task, fingerprint: str, result: TaskResult) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 import shutil
 import sys
 import time
@@ -18,17 +20,19 @@ from eval import run as evaluation
 from job import manifest
 from job.directory import RunDirectory, RunLock
 from job.errors import InputError
-from job.files import read_json
+from job.files import read_json, write_json
 from job.track import add_evaluation
+
+_TOLD = "told.json"  # written once the run's metrics have the scores
 
 DESCRIPTION = """Score the checkpoints of a training run, of `pretrain` or of `align train`, as they appear.
 
   python -m eval watch runs/llama2-7b --suite qa --data benchmarks/medical
   python -m eval watch runs/llama2-7b --suite qa --data benchmarks/medical --once    those there are now: for a job
 
-Results are kept in RUN_DIR/evaluation/SUITE/step-00001000, so that nothing is scored twice; scores also go to the run's
-metrics.jsonl and W&B run. Without --once it goes on until the run has ended. All options of the suite can be given:
-see `python -m eval --suite NAME --help`.
+Results are kept in RUN_DIR/evaluation/SUITE-xxxxxxxx/step-00001000 (the letters stand for the options), so that
+nothing is scored twice; scores also go to the run's metrics.jsonl and W&B run. Without --once it goes on until the run
+has ended. All options of the suite can be given: see `python -m eval --suite NAME --help`.
 """
 
 
@@ -45,11 +49,13 @@ def main(arguments: Sequence[str]) -> int:
     run = RunDirectory(options.run)
     if not run.config.is_file():
         raise InputError(f"{run.config} does not exist: {run.path} is not the directory of a training run")
-    out = run.path / "evaluation" / options.suite
+    # Other data or options are another series of scores.
+    series = hashlib.sha256(json.dumps(suite_words).encode()).hexdigest()[:8]
+    out = run.path / "evaluation" / f"{options.suite}-{series}"
     while True:
         ended = not _is_training(run)  # asked first, so that the last checkpoint is not missed
         for checkpoint in reversed(run.complete_checkpoints()):
-            if not (out / checkpoint.name / "results.json").exists():
+            if not (out / checkpoint.name / _TOLD).exists():
                 _score(run, checkpoint, options.suite, out / checkpoint.name, suite_words)
         if options.once or ended:
             return 0
@@ -87,6 +93,7 @@ def _score(run: RunDirectory, checkpoint: Path, suite: str, out: Path, words: Se
         if number is not None
     }
     add_evaluation(run, body["step"], body["consumed_tokens"], values)
+    write_json(out / _TOLD, {"suite": suite, "options": list(words), "metrics": values})
     with contextlib.suppress(OSError):
         shutil.rmtree(out / "model")
 

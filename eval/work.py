@@ -14,6 +14,7 @@ from rich.progress import track
 
 from align.batches import pack
 from job.errors import InputError
+from job.files import write_text
 
 Record = dict[str, Any]
 
@@ -32,19 +33,21 @@ class Journal:
         mine = directory / f"{name}.rank-{_rank()}.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            kept = ""
+            begun = torn = False
             for file in sorted(directory.glob(f"{name}.rank-*.jsonl")):
-                whole = file.read_text(encoding="utf-8").rpartition("\n")[0]  # a torn last line is no record
-                lines = whole.split("\n")
-                if lines[0] != head:
+                first, *lines = file.read_bytes().split(b"\n")
+                if first != head.encode() or not lines:
                     continue
-                self._records |= {record["id"]: record for record in map(json.loads, lines[1:])}
                 if file == mine:
-                    kept = whole + "\n"
+                    begun, torn = True, bool(lines[-1])
+                self._records |= {record["id"]: record for record in map(_record, lines) if record is not None}
             if dist.is_initialized():
                 dist.barrier()  # nobody writes before all have read
-            mine.write_text(kept or head + "\n", encoding="utf-8")
+            if not begun:
+                write_text(mine, head + "\n")
             self._file = mine.open("a", encoding="utf-8")
+            if torn:
+                self._file.write("\n")  # behind a line that a kill cut short
         except OSError as error:
             raise InputError(f"cannot write {mine}: {error.strerror}") from None
 
@@ -81,6 +84,15 @@ class Memory(Journal):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _record(line: bytes) -> Record | None:
+    """A line of a journal; None for one that a kill or a bad disk has damaged: its item is computed again."""
+    try:
+        record = json.loads(line.decode())
+        return record if isinstance(record["id"], str) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def work_through(

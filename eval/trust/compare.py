@@ -21,7 +21,7 @@ from eval.trust import statistics
 from job.errors import InputError
 
 _LEVEL = 0.05
-_MAY_DIFFER = {"path", "directory", "limit", "items", "windows", "tokens", "bytes", "token_budget"}
+_MAY_DIFFER = {"path", "directory", "limit", "items", "windows", "tokens", "bytes", "token_budget", "dtype", "device"}
 """keys of `made_by` that leave an item's score what it is: where data lay, and how many items there were"""
 
 EPILOG = """OUT is the --out directory of `python -m eval`; with several models in it, OUT:MODEL names one.
@@ -95,6 +95,9 @@ def main(arguments: Sequence[str]) -> int:
 
     a, b = _side(options.a), _side(options.b)
     comparisons, left_out = compare(a, b, options.seed)
+    precisions = ["/".join(sorted({str(r.made_by.get("dtype")) for r in side.results.values()})) for side in (a, b)]
+    if precisions[0] != precisions[1]:
+        print(f"note: A was computed in {precisions[0]}, B in {precisions[1]}", file=sys.stderr)
     if options.json:
         tasks = [asdict(found) | {"verdict": found.verdict} for found in comparisons]
         print(json.dumps({"a": options.a, "b": options.b, "tasks": tasks, "not_compared": left_out}, indent=2))

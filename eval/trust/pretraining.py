@@ -2,8 +2,8 @@
 
 Two questions, answered with the same machinery and on the same items for every model: held-out text, source by source
 (bits per byte), and the questions of suite `qa`. Each difference has the interval that the choice of items leaves open
-(paired bootstrap of the mean over seeds), and the spread over seeds beside it; it counts only where the interval
-excludes zero and all seeds agree on the sign.
+(paired bootstrap of the mean over seeds), and the spread over seeds beside it; it counts only where a paired t-test,
+corrected for the number of measures (Holm), finds it and all seeds agree on the sign.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,18 @@ class Difference:
     seed_spread: float
     """standard deviation over seeds; 0 for a single one"""
     higher_is_better: bool
+    p: float
+    """that items alone make such a difference (paired t over items); corrected for the number of measures"""
+    failed: str | None = None
+    """models whose numbers must not be used"""
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `noise`."""
+        """`better`, `worse`, or `noise`; `not to be used`."""
         signs = {value > self.base for value in self.continued}
-        if self.low <= 0 <= self.high or len(signs) > 1:
+        if self.failed:
+            return f"not to be used: {self.failed}"
+        if self.p >= 0.05 or len(signs) > 1:
             return "noise"
         return "better" if (self.difference > 0) == self.higher_is_better else "worse"
 
@@ -74,9 +80,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="files of suite qa")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of results and tables")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of suite qa (default 0)")
+    for name, help_line in (
+        ("limit", "only so many items of each task"),
+        ("token-budget", "padded tokens of a batch"),
+        ("dtype", "float32 or bfloat16"),
+        ("device", "cpu, cuda, cuda:1"),
+    ):
+        parser.add_argument(f"--{name}", metavar="X", help=f"{help_line}, as in `python -m eval`")
     options, qa_words = parser.parse_known_args(arguments)
     if not (options.shards or options.data):
         raise InputError("give --shards, --data, or both: there is nothing to measure")
+    if qa_words and not options.data:
+        raise InputError(f"{' '.join(qa_words)}: unknown, or an option of suite qa, which needs --data")
     models = [options.base, *options.continued]
     differences = []
     if options.shards:
@@ -84,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
         differences += _differences(_run("perplexity", models, words, options), options.seed)
     if options.data:
         differences += _differences(_run("qa", models, ["--data", *options.data, *qa_words], options), options.seed)
+    differences = _corrected(differences)
     body = {
         "base": str(options.base),
         "continued": [str(path) for path in options.continued],
@@ -97,9 +113,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """With p-values corrected for the number of measures."""
+    from eval.trust.statistics import holm
+
+    return [replace(found, p=p) for found, p in zip(differences, holm([found.p for found in differences]))]
+
+
 def _run(suite: str, models: Sequence[Path], words: Sequence[Any], options: argparse.Namespace) -> Path:
     out = options.out / suite
     fixed = [*models, "--suite", suite, "--out", out, "--seed", options.seed]
+    for name in ("limit", "token_budget", "dtype", "device"):
+        if getattr(options, name) is not None:
+            fixed += [f"--{name.replace('_', '-')}", getattr(options, name)]
     evaluation.main([str(word) for word in [*fixed, *words]], {})
     return out
 
@@ -116,7 +142,9 @@ def _differences(out: Path, seed: int) -> list[Difference]:
         theirs = np.stack([_values(out, model, task)[0] for model in continued])
         name = "bits per byte" if "bits_per_byte" in result["metrics"] else next(iter(result["metrics"]))
         better = next(iter(result["metrics"].values()))["higher_is_better"]
-        found.append(difference(f"{task}: {name}", ours, theirs, below, better, seed))
+        one = difference(f"{task}: {name}", ours, theirs, below, better, seed)
+        failed = [model for model in results if results[model][task]["failed"]]
+        found.append(replace(one, failed=", ".join(failed) or None))
     return found
 
 
@@ -138,6 +166,7 @@ def difference(
 ) -> Difference:
     """Compare sums of item values over sums of `below`: base [items], continued [seeds, items], below [items]."""
     import numpy as np
+    from scipy.stats import ttest_rel
 
     from eval.trust.statistics import ratio_interval
 
@@ -146,7 +175,9 @@ def difference(
     before = float(base.sum() / below.sum())
     spread = float(np.std(after, ddof=1)) if len(after) > 1 else 0.0
     mean = float(np.mean(after)) - before
-    return Difference(measure, len(base), before, after, mean, low, high, spread, higher_is_better)
+    changed = continued.mean(0)
+    p = float(ttest_rel(changed, base).pvalue) if (changed != base).any() else 1.0
+    return Difference(measure, len(base), before, after, mean, low, high, spread, higher_is_better, p)
 
 
 def table(differences: Sequence[Difference]) -> str:

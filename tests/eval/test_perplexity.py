@@ -104,7 +104,11 @@ def test_a_second_run_measures_nothing_again(real_data, shards, tmp_path, monkey
     first = (tmp_path / "results.json").read_bytes()
     (tmp_path / "parts" / "hf" / "pmc.json").unlink()  # as if the run had died before the end of the task
     journal = tmp_path / "parts" / "hf" / "pmc.rank-0.jsonl"
-    journal.write_text("\n".join(journal.read_text().split("\n")[:4]) + '\n{"id": "window-3", "na')
+    head, *records = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([head, records[0], b"no record", records[1], b'{"id": "window-3\xce']))
+    run(monkeypatch, *words)
+    assert (tmp_path / "results.json").read_bytes() == first
+    (tmp_path / "parts" / "hf" / "pmc.json").write_text("{}")
     run(monkeypatch, *words)
     assert (tmp_path / "results.json").read_bytes() == first
     monkeypatch.setattr("eval.run._load", None)  # nothing is left for a model to do
@@ -112,3 +116,25 @@ def test_a_second_run_measures_nothing_again(real_data, shards, tmp_path, monkey
     assert (tmp_path / "results.json").read_bytes() == first
     with pytest.raises(TypeError):
         run(monkeypatch, *words, "--sequence-length", 32)
+
+
+def test_another_tokenizer_or_other_weights_are_another_model(real_data, shards, tmp_path, monkeypatch):
+    model = shutil.copytree(real_data / "stories260K" / "hf", tmp_path / "model", copy_function=shutil.copyfile)
+    model.chmod(0o755)
+    words = [model, "--suite", "perplexity", "--data", shards, "--out", tmp_path / "out", "--limit", 2]
+    words += ["--sequence-length", 64]
+    run(monkeypatch, *words)
+    before = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert before["options"]["dtype"] == "float32" and before["options"]["device"] in ("cpu", "cuda")
+    shutil.copyfile(real_data / "llama_tokenizer" / "tokenizer.model", model / "tokenizer.model")
+    with pytest.raises(InputError, match="32,000 tokens, but the model embeds 512"):
+        run(monkeypatch, *words)
+    shutil.copyfile(real_data / "stories260K" / "hf" / "tokenizer.model", model / "tokenizer.model")
+    content = bytearray((model / "model.safetensors").read_bytes())
+    content[-2] ^= 1  # one bit of one weight
+    (model / "model.safetensors").write_bytes(content)
+    run(monkeypatch, *words)
+    after = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert after["models"]["model"]["checksum"] != before["models"]["model"]["checksum"]
+    with pytest.raises(InputError, match="device nonsense"):
+        run(monkeypatch, *words, "--out", tmp_path / "other", "--device", "nonsense")

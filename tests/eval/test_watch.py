@@ -36,7 +36,7 @@ def test_scores_every_checkpoint_once(trained, inputs):
     tokens = {row["step"]: row["train/tokens"] for row in metrics_rows(trained)[:before] if "train/loss" in row}
     assert all(row["train/tokens"] == tokens[row["step"]] for row in rows)
     for row in rows:
-        directory = trained / "evaluation" / "perplexity" / f"step-{row['step']:08d}"
+        [directory] = (trained / "evaluation").glob(f"perplexity-*/step-{row['step']:08d}")
         measured = json.loads((directory / "results.json").read_text())["results"][directory.name]
         for source in ("pubmed", "pmc"):
             assert row[f"eval/{source}/loss"] == measured[source]["metrics"]["loss"]["value"]
@@ -52,6 +52,8 @@ def test_scores_every_checkpoint_once(trained, inputs):
 
     assert watch.main([*words, "--once"]) == 0
     assert len(metrics_rows(trained)) == before + 2
+    assert watch.main([*words[:-1], "10", "--once"]) == 0  # other options are another series of scores
+    assert len(metrics_rows(trained)) == before + 4
 
 
 def test_refuses_what_is_no_run(tmp_path, inputs):
