@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
 from align.model import cut_at
 from eval.models import EvalModel
@@ -148,6 +149,42 @@ class _StopStrings(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
+class _RoomyLayer(DynamicLayer):
+    """Keys and values in tensors with room for all tokens to come; its parent copies them for each new token."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._all: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        begin = self.get_seq_length()
+        if self._all is None:
+            self.lazy_initialization(key_states, value_states)
+            keys, values = (
+                states.new_empty(*states.shape[:-2], self._room, states.shape[-1])
+                for states in (key_states, value_states)
+            )
+            self._all = keys, values
+        keys, values = self._all
+        end = begin + key_states.shape[-2]
+        keys[..., begin:end, :] = key_states
+        values[..., begin:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+
+def _cache(model: EvalModel, rows: int, room: int, prefix: Prefix | None) -> DynamicCache | None:
+    """A cache for `room` tokens of each row, begun with the prefix; None where the model wants one of its own kind."""
+    cache = DynamicCache(config=model.language_model.config.get_text_config(decoder=True))
+    if prefix is None and not all(type(layer) is DynamicLayer for layer in cache.layers):
+        return None
+    cache.layers = [_RoomyLayer(room) for _ in cache.layers]
+    if prefix is not None:
+        prefix.copy_into(cache, rows)
+    return cache
+
+
 @torch.inference_mode()
 def _generate(
     model: EvalModel,
@@ -163,7 +200,7 @@ def _generate(
     ids = [[*row[:shared], *[config.pad_token_id] * pad, *row[shared:]] for row, pad in zip(rows, pads, strict=True)]
     mask = [[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads]
     criteria = StoppingCriteriaList([_StopStrings(model.tokenizer, stops, longest)] if stops else [])
-    cache = {"past_key_values": prefix.growing_cache(len(rows))} if prefix is not None else {}
+    cache = _cache(model, len(rows), longest + config.max_new_tokens, prefix) if config.num_beams == 1 else None
     language_model: Any = model.language_model
     own = language_model.generation_config
     language_model.generation_config = GenerationConfig()  # transformers fills what `config` leaves open from it
@@ -173,7 +210,7 @@ def _generate(
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
             stopping_criteria=criteria,
-            **cache,
+            past_key_values=cache,
         )
     finally:
         language_model.generation_config = own

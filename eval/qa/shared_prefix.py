@@ -86,12 +86,10 @@ class Prefix:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def growing_cache(self, rows: int) -> DynamicCache:
-        """A cache of so many rows, each with a copy of the prefix, that grows as they are generated."""
-        cache = DynamicCache()
+    def copy_into(self, cache: DynamicCache, rows: int) -> None:
+        """Begin so many rows of an empty cache with the prefix."""
         for layer, (keys, values) in enumerate(self._layers):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
-        return cache
 
     def cache(self) -> DynamicCache:
         """A cache for one forward pass over any number of rows."""

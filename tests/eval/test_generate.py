@@ -32,7 +32,7 @@ def one_by_one(model, texts, stops, **options):
     return found
 
 
-@pytest.mark.parametrize("family", ["trained", "biogpt", "gpt2"])
+@pytest.mark.parametrize("family", ["trained", "biogpt", "gpt2", "mistral"])
 def test_batched_is_one_by_one(real_data, family):
     model = trained(real_data) if family == "trained" else random_model(real_data, family)
     texts = prompts(real_data)
