@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+UNPARSED_LIMIT = 0.05
+"""share of answers that could not be read above which a score measures their form, not what is known"""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.biogpt.relations import BC5CDR, INTERACTION, NameTable, Relation, Template, longest_names, target_text
+from eval.qa.pubmedqa import LABELS
 from job.errors import InputError
 
 HALLMARKS = (
@@ -33,7 +34,6 @@ HALLMARKS = (
 )
 EMPTY = "empty"
 """HoC's label of a sentence without a hallmark"""
-DECISIONS = ("yes", "no", "maybe")
 HOC_OPENING = "the type of this document is"
 PUBMEDQA_OPENING = "the answer to the question given the context is"
 
@@ -155,7 +155,7 @@ def _read_pubmedqa(file: Path) -> tuple[list[Document], int]:
         contexts = record["CONTEXTS"]
         if not isinstance(contexts, list) or not contexts or not all(isinstance(one, str) for one in contexts):
             raise InputError(f"{file}: CONTEXTS of {identifier} is not a list of texts")
-        if decision not in DECISIONS:
+        if decision not in LABELS:
             raise InputError(f"{file}: final_decision of {identifier} is {decision!r}, not yes, no or maybe")
         context = re.sub(r"\s+", " ", " ".join(context.strip() for context in contexts))
         source = f"question: {question.strip()} context: {context.strip()}"

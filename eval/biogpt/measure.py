@@ -16,7 +16,6 @@ import numpy as np
 
 from eval.biogpt.data import DataSet, prompt
 from eval.biogpt.documents import (
-    DECISIONS,
     EMPTY,
     FORMATS,
     HALLMARKS,
@@ -27,7 +26,8 @@ from eval.biogpt.documents import (
 from eval.biogpt.relation_metrics import counts, hard_match, hard_match_metrics, micro_metrics
 from eval.biogpt.relations import NameTable, Relation, parse, parse_as_authors, squeeze, strip_lead
 from eval.generate import generate
-from eval.results import Metric, TaskResult
+from eval.qa.pubmedqa import LABELS
+from eval.results import UNPARSED_LIMIT, Metric, TaskResult
 from eval.trust.statistics import macro_f1, macro_f1_interval, mean_metric
 from job.errors import InputError
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from eval.models import EvalModel
     from eval.work import Journal
 
-UNPARSED_LIMIT = 0.05
-"""More answers than this without the task's form, and the numbers measure form rather than knowledge."""
 STOPS = ("\n",)
 BETWEEN_SHOTS = "\n\n"
 _FEWEST_SOURCE_WORDS = 8
@@ -330,17 +328,17 @@ def _rest_as_authors(text: str, opening: str) -> str:
 
 
 def _score_pubmedqa(documents: Sequence[Document], texts: Sequence[str], seed: int) -> Scores:
-    pattern = re.compile(rf"{PUBMEDQA_OPENING}\s+({'|'.join(DECISIONS)})\b", re.IGNORECASE)
+    pattern = re.compile(rf"{PUBMEDQA_OPENING}\s+({'|'.join(LABELS)})\b", re.IGNORECASE)
     gold = [next(iter(document.gold)) for document in documents]
     found = [pattern.search(text) for text in texts]
     predicted = [one[1].lower() if one else "" for one in found]
     by_authors = [_rest_as_authors(text, PUBMEDQA_OPENING) for text in texts]
 
     def metrics(answers: Sequence[str]) -> dict[str, Metric]:
-        confusion = np.zeros((len(DECISIONS), len(DECISIONS) + 1), np.int64)
+        confusion = np.zeros((len(LABELS), len(LABELS) + 1), np.int64)
         for answer, wanted in zip(answers, gold):
-            column = DECISIONS.index(answer) if answer in DECISIONS else len(DECISIONS)
-            confusion[DECISIONS.index(wanted), column] += 1
+            column = LABELS.index(answer) if answer in LABELS else len(LABELS)
+            confusion[LABELS.index(wanted), column] += 1
         right = np.array([answer == wanted for answer, wanted in zip(answers, gold)], np.float64)
         return {
             "accuracy": mean_metric(right, seed=seed),

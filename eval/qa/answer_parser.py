@@ -12,20 +12,33 @@ import unicodedata
 from collections.abc import Sequence
 
 from eval.qa.files import LETTERS
-
-UNPARSED_LIMIT = 0.05
-"""share of unparsed answers above which a score measures the format of answers, not what is known"""
+from eval.qa.pubmedqa import LABELS
 
 _SHORTEST_SPELLED = 4
 """characters; shorter options ("II", "10", "No") occur in any text, so they have to be the whole first line"""
 
 _OPEN, _CLOSE = "[\"'(\\[]*", "[\"')\\]]*"
 _NEXT_QUESTION = re.compile(r"(?:^|\n)\s*(?:Question|Abstract|###\s*Human)\b", re.IGNORECASE)
-# "answer:", "the correct option is", "the best choice would be"
+# What generation ends with, where the end token is written out.
+_END_TOKEN = re.compile(r"</?s>|<\|[^|<>\s]{1,40}\|>|<(?:eos|bos|end_of_turn|start_of_turn)>")
+# How models are often asked to mark their final answer: \boxed{B}, <answer>B</answer>.
+_MARKED = re.compile(
+    r"\$*\\boxed\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\{)?([^{}]*)\}{1,2}\$*|<answer>(.*?)(?:</answer>|$)",
+    re.IGNORECASE | re.DOTALL,
+)
+# "answer:", "the correct option is", "the best choice would be:"
 _STATED = re.compile(
-    r"\b(?:answer|choice|option|conclusion)s?\b[^.\n?:=]{0,30}?(?:\b(?:is|would be|should be|must be)\b|[:=])\s*",
+    r"\b(?:answer|choice|option|conclusion)s?\b[^.\n?:=]{0,30}?"
+    r"(?:\b(?:is|would be|should be|must be)\b\s*[:=]?|[:=])\s*",
     re.IGNORECASE,
 )
+# "It's B", "I'd go with B"
+_CHOSEN = re.compile(
+    r"\b(?:it(?:'s| is| must be| should be| would be)|"
+    r"i(?:'d| would|'ll| will| am going to)?\s+(?:go with|choose|pick|select|answer|say))\s*:?\s*",
+    re.IGNORECASE,
+)
+_BEFORE_WORDS = re.compile(rf"(?:(?:probably|most likely|likely|clearly|the|an?)\s+)*{_OPEN}", re.IGNORECASE)
 _FINAL = re.compile(r"\b(?:final|therefore|thus|so|hence)\b[^.\n]*$", re.IGNORECASE)
 # What stands before something that is denied, and after it.
 _NOT = re.compile(
@@ -38,7 +51,6 @@ _IS_NOT = re.compile(
     re.IGNORECASE,
 )
 
-_DECISIONS = ("yes", "no", "maybe")
 # "no" is an answer only before these: "no difference" and "no evidence" are statements, which may mean either.
 _NO = (
     r"no(?=\s*(?:$|[.,;:!)/\]\"'\n—–-]|"
@@ -47,7 +59,9 @@ _NO = (
 _DECISION = re.compile(rf"{_OPEN}\b(yes|maybe|{_NO})\b", re.IGNORECASE)
 _HEDGED = re.compile(rf"(?:(?:probably|most likely|likely|clearly|a)\s+)?{_OPEN}(yes|maybe|{_NO})\b", re.IGNORECASE)
 _REPEATED = re.compile(r"\b(yes|no|maybe)\1+\b", re.IGNORECASE)
-_SEVERAL = re.compile(rf"\b(?:yes|maybe|{_NO})(?:\s*(?:/|,|\bor\b|\band\b)+\s*(?:yes|maybe|{_NO})\b)+", re.IGNORECASE)
+_SEVERAL = re.compile(
+    rf"\b(?:yes|maybe|{_NO})(?:(?:\s*(?:/|,|;|\bor\b|\band\b|\bbut\b))+\s*(?:yes|maybe|{_NO})\b)+", re.IGNORECASE
+)
 
 
 def parse(text: str, options: Sequence[str]) -> int | None:
@@ -58,24 +72,26 @@ def parse(text: str, options: Sequence[str]) -> int | None:
         options: the answers to choose from; where they are all of yes, no and maybe, these words are looked for, else
             letters (the first option is A) and the options' own words.
     """
+    text = next((part for part in _END_TOKEN.split(text) if part.strip()), "")
     text = _plain(_NEXT_QUESTION.split(text, maxsplit=1)[0])
-    if options and all(option.casefold() in _DECISIONS for option in options):
+    if options and all(option.casefold() in LABELS for option in options):
         words = [option.casefold() for option in options]
         said = _decision(text)
         return words.index(said) if said in words else None
     alone = _whole_line(text, options)
     if alone is not None:
         return alone
-    for evidence in (_stated_letters, _leading_letters, _marked_letters, _spelled_options):  # the strongest first
+    for evidence in (_stated, _leading_letters, _chosen_letters, _marked_letters, _spelled_options):  # strongest first
         if found := evidence(text, options):
             return found.pop() if len(found) == 1 else None
     return None
 
 
 def _plain(text: str) -> str:
-    """One form of quotes and blanks, and no Markdown emphasis."""
+    """One form of quotes, blanks and final answers, and no Markdown emphasis."""
     text = unicodedata.normalize("NFKC", text)
     text = text.translate(str.maketrans("‘’“”", "''\"\""))
+    text = _MARKED.sub(lambda found: f" answer: {(found[1] or found[2] or '').strip()}\n", text)
     return re.sub(r"[*`_]{1,3}(?=\S)|(?<=\S)[*`_]{1,3}", "", text).strip()
 
 
@@ -97,17 +113,61 @@ def _whole_line(text: str, options: Sequence[str]) -> int | None:
     return equal[0] if len(equal) == 1 else None
 
 
-def _stated_letters(text: str, options: Sequence[str]) -> set[int]:
-    """Letters in statements such as "the answer is (B)"; only the last of them where that is called final."""
-    letter = re.compile(rf"(?:(?:option|choice|letter)\s*)?{_OPEN}{_letters(options)}(?![A-Za-z0-9])", re.IGNORECASE)
-    found = []
+def _stated(text: str, options: Sequence[str]) -> set[int]:
+    """What statements name, "the answer is (B)" or "the answer is heparin"; the last alone where it is called final."""
+    found: list[set[int]] = []
     final = False
     for statement in _STATED.finditer(text):
-        match = letter.match(text, statement.end())
-        if match and _stands_for_option(text, match, options):
-            found.append(LETTERS.index(match[1].upper()))
+        letter = _letter_after(text, statement.end(), options)
+        named = {letter} if letter is not None else _words_after(text, statement.end(), options)
+        if named:
+            found.append(named)
             final = _FINAL.search(text[: statement.start() + 1]) is not None
-    return {found[-1]} if final else set(found)
+    return found[-1] if final else set().union(*found)
+
+
+def _chosen_letters(text: str, options: Sequence[str]) -> set[int]:
+    """Letters in "It's B" and "I'd go with B"."""
+    letters = (_letter_after(text, match.end(), options) for match in _CHOSEN.finditer(text))
+    return {letter for letter in letters if letter is not None}
+
+
+def _letter_after(text: str, place: int, options: Sequence[str]) -> int | None:
+    """The option whose letter begins at a place of the text."""
+    letter = re.compile(rf"(?:(?:option|choice|letter)\s*)?{_OPEN}{_letters(options)}(?![A-Za-z0-9])", re.IGNORECASE)
+    match = letter.match(text, place)
+    return LETTERS.index(match[1].upper()) if match and _stands_for_option(text, match, options) else None
+
+
+def _words_after(text: str, place: int, options: Sequence[str]) -> set[int]:
+    """The options whose words begin at a place of the text, the longest ones; several where they are listed.
+
+    Of options too short to be found anywhere, the words have to be the whole sentence.
+    """
+    if before := _BEFORE_WORDS.match(text, place):
+        place = before.end()
+    sentence = re.split(r"\n|[.;!?](?:\s|$)", text[place:], maxsplit=1)[0]
+    said = _words(sentence)
+    found: set[int] = set()
+    while fitting := {number: count for number, option in enumerate(options) if (count := _begins(said, option))}:
+        longest = max(fitting.values())
+        rest = said[longest:]
+        if _IS_NOT.match(" ".join(rest[:4])):
+            return set()
+        found |= {number for number, count in fitting.items() if count == longest}
+        said = rest[1:]
+        if rest[:1] not in (["or"], ["and"]):
+            break
+    return found
+
+
+def _begins(said: Sequence[str], option: str) -> int:
+    """How many words the option has, where the text begins with them."""
+    wanted = _words(option)
+    if len(wanted) == 1 and len(wanted[0]) == 1 and wanted[0].upper() in LETTERS:
+        return 0
+    whole = said == wanted or len(" ".join(wanted)) >= _SHORTEST_SPELLED
+    return len(wanted) if whole and said[: len(wanted)] == wanted else 0
 
 
 def _leading_letters(text: str, options: Sequence[str]) -> set[int]:

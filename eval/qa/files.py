@@ -176,10 +176,16 @@ def _opened(path: Path, newline: str | None = None) -> Any:
 
 
 def _json_lines(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's object, with words that say where it is."""
+    """Each line's object, with words that say where it is; blank lines at the end are nothing."""
     with _opened(path, newline="\n") as handle:  # newline: only that ends a line, no other separator of Unicode's
         try:
+            blank = 0
             for number, line in enumerate(handle, start=1):
+                if not line.strip():
+                    blank = blank or number
+                    continue
+                if blank:
+                    raise InputError(f"{path}, line {blank}, is blank, and rows follow; each line is one object")
                 where = f"{path}, line {number},"
                 try:
                     row = json.loads(line)

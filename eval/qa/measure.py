@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.qa import prompts
-from eval.qa.answer_parser import UNPARSED_LIMIT, parse
+from eval.qa.answer_parser import parse
 from eval.qa.files import LETTERS, Question
 from eval.qa.questions import QuestionSet
-from eval.results import Metric, TaskResult
+from eval.results import UNPARSED_LIMIT, Metric, TaskResult
 from eval.trust.statistics import macro_f1, macro_f1_interval, mean_metric
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 VERSION = "1.0"
 """of prompts, scoring and metrics; the same number stands in the YAML files"""
 _NORMALISED = "-normalised"
-TASKS = Path(__file__).parent / "tasks"
+TASKS = Path(__file__).parent.parent / "tasks"
 
 
 @dataclass(frozen=True)

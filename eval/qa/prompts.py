@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from eval.qa.files import LETTERS, Question
+from eval.qa.pubmedqa import LABELS
 
 BETWEEN_EXAMPLES = "\n\n"
 BEFORE_ANSWER = " "
@@ -42,7 +43,7 @@ def answers(question: Question, scoring: str) -> list[str]:
 
 def is_decision(question: Question) -> bool:
     """Whether the answers are words of their own, such as yes, no and maybe, that need no letters."""
-    return all(option in ("yes", "no", "maybe") for option in question.options)
+    return all(option in LABELS for option in question.options)
 
 
 def examples(shown: Sequence[Question], scoring: str) -> str:

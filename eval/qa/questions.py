@@ -56,9 +56,11 @@ _SPLIT_WORDS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "v
 _TOLERATED = 0.01
 """share of a training file's rows that may be wrong: published ones have a few without text"""
 _OTHER_LANGUAGES = {"taiwan", "mainland"}  # of MedQA, beside US
+_NAMED = {"pubmedqa": "pub_?med_?qa|pqal|pqaa|pqau", "medmcqa": "med_?mcqa", "medqa": "med_?qa"}
+"""by publication, how names of directories and files begin that are its own; in lower case"""
 _WHERE = {
     "medmcqa": "dev.json in a directory named medmcqa",
-    "pubmedqa": "ori_pqal.json (and test_ground_truth.json)",
+    "pubmedqa": "ori_pqal.json (and test_ground_truth.json), or test_set.json in a directory named pubmedqa",
     "medqa": "test.jsonl in a directory named like medqa",
     "mmlu": "<subject>_test.csv",
 }
@@ -135,7 +137,8 @@ def read_set(name: str, directories: Sequence[Path], held_out: int = 0) -> Quest
 
 
 Files = dict[tuple[str, str], list[Path]]
-"""by name of the set and split: train, dev, val, test or, where a file's name tells no split, empty"""
+"""by name of the set and split: train, dev, val, test or, where a file's name tells no split, empty; of PubMedQA also
+`truth` and `test set`"""
 
 
 def _find(directories: Sequence[Path]) -> Files:
@@ -162,25 +165,42 @@ def _walk(directory: Path) -> Iterator[Path]:
 
 def _kind(path: Path, parts: list[str]) -> tuple[str, str] | None:
     """Which set and split a file is of, by its name, its directories' names and, for MedQA, its first row."""
-    name = parts[-1]
+    name, folders = parts[-1], parts[:-1]
     if match := re.fullmatch(rf"({'|'.join(MMLU_ROWS)})_(test|dev|val)\.csv", name):
         return f"mmlu_{match[1]}", match[2]
     if name == "test_ground_truth.json":
         return "pubmedqa", "truth"
     if re.fullmatch(r"ori_pqal\w*\.json", name):
         return "pubmedqa", "test"
+    family = next((found for part in reversed(parts) if (found := _family_of(part))), None)
+    if name == "test_set.json" and (family == "pubmedqa" or path.with_name("test_ground_truth.json").is_file()):
+        return "pubmedqa", "test set"
     if not name.endswith((".json", ".jsonl")):
         return None
     words = [_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in _SPLIT_WORDS]
     split = words[-1] if words else ""
-    if any("medmcqa" in part for part in parts):
+    if family not in ("medmcqa", "medqa"):
+        return None
+    row = first_json_line(path)
+    keys = row.keys() if isinstance(row, dict) else ()
+    if not split and "question" not in keys:  # neither its name nor its first line makes it a file of questions
+        return None
+    if family == "medmcqa":
         return "medmcqa", split
-    if any("medqa" in part for part in parts):
-        if _OTHER_LANGUAGES & set(parts) or "metamap_extracted_phrases" in parts:
-            return None
-        row = first_json_line(path)
-        options = row.get("options") if isinstance(row, dict) else None
-        return f"medqa_{5 if isinstance(options, dict) and len(options) == 5 else 4}_options", split
+    if _OTHER_LANGUAGES & set(folders) or "metamap_extracted_phrases" in folders:
+        return None
+    options = row["options"] if "options" in keys else None
+    return f"medqa_{5 if isinstance(options, dict) and len(options) == 5 else 4}_options", split
+
+
+def _family_of(part: str) -> str | None:
+    """The publication that a directory's or a file's name tells, where one of its words begins with the name.
+
+    `medqa_us_4options` and `MedQA-USMLE` are MedQA; `pubmedqa`, which has the same letters, is not.
+    """
+    for family, names in _NAMED.items():
+        if re.search(rf"(?<![a-z])(?:{names})", part):
+            return family
     return None
 
 
@@ -189,7 +209,7 @@ def _family(name: str) -> str:
 
 
 def _scored_file(name: str, files: Files) -> Path | None:
-    for split in _SCORED.get(name, ("test", "")):
+    for split in _SCORED.get(name, ("test", "", "test set")):
         if found := files.get((name, split)):
             return found[0]
     return None
@@ -236,7 +256,8 @@ def _read_file(name: str, path: Path, rejected: list[str] | None = None) -> tupl
 def _read_pubmedqa(name: str, files: Files) -> QuestionSet:
     rows: dict[str, Question] = {}
     checksums: dict[str, str] = {}
-    for path in files[name, "test"]:
+    # The published file with all rows, or files that were made of it; else its test rows alone.
+    for path in files.get((name, "test")) or files[name, "test set"]:
         checksums[path.name] = sha256_file(path)
         for question in read_pubmedqa(path):
             if question.id in rows:

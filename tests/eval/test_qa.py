@@ -204,7 +204,7 @@ def test_stock_command_runs_the_tasks(real_data, tmp_path):
     environment = os.environ | {
         "BIOMEDGPT_QA_DATA": str(real_data),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(qa.__file__).parent.parent),
+        "PYTHONPATH": str(Path(qa.__file__).parents[2]),
     }
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", *words], cwd=tmp_path, env=environment, capture_output=True, text=True

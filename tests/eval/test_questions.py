@@ -130,6 +130,56 @@ def test_pubmedqa_rows_are_called_what_they_are(real_data, tmp_path, monkeypatch
         read_set("pubmedqa", [tmp_path])
 
 
+def test_official_repository_of_pubmedqa(real_data, tmp_path, monkeypatch):
+    """All files as github.com/pubmedqa/pubmedqa has them after its preprocessing: none is taken for another set's."""
+    rows = json.loads((real_data / "pubmedqa" / "ori_pqal_train_dev500.json").read_text(encoding="utf-8"))
+    test = dict(list(rows.items())[::2])
+    rest = {name: row for name, row in rows.items() if name not in test}
+    monkeypatch.setattr(pubmedqa, "OFFICIAL_TEST", pubmedqa.digest(test))
+    data = tmp_path / "pubmedqa" / "data"
+    unlabelled = {"1": {"QUESTION": "Is it?", "CONTEXTS": ["It is."]}}
+    for file, content in {
+        "ori_pqal.json": rows,
+        "ori_pqaa.json": test,
+        "ori_pqau.json": unlabelled,
+        "test_set.json": test,
+        "test_ground_truth.json": {name: row["final_decision"] for name, row in test.items()},
+        "pqaa_train_set.json": test,
+        "pqaa_dev_set.json": rest,
+        "pqal_fold0/train_set.json": rest,
+        "pqal_fold0/dev_set.json": rest,
+    }.items():
+        (data / file).parent.mkdir(parents=True, exist_ok=True)
+        (data / file).write_text(json.dumps(content), encoding="utf-8")
+    write_lines(tmp_path / "medqa" / "test.jsonl", lines(real_data / "medqa_us_4options" / "sample_open.jsonl")[:5])
+    for given in ([tmp_path], [tmp_path / "pubmedqa", tmp_path / "medqa"], [data, tmp_path / "medqa"]):
+        assert found_sets(given) == ["pubmedqa", "medqa_4_options"]
+        found = read_set("pubmedqa", given)
+        assert found.name == "pubmedqa" and [question.id for question in found.questions] == list(test)
+        assert [question.id for question in found.examples] == list(rest)
+    for file in ("ori_pqal.json", "test_ground_truth.json"):
+        (data / file).unlink()
+    assert [question.id for question in read_set("pubmedqa", [tmp_path]).questions] == list(test)  # of test_set.json
+
+
+def test_other_json_beside_questions_is_no_question_set(tmp_path):
+    write_lines(tmp_path / "medqa" / "test.jsonl", [QA])
+    for file in ("dataset_infos.json", "config.json"):
+        (tmp_path / "medqa" / file).write_text('{\n  "question": {}\n}\n')
+        (tmp_path / file).write_text('{"question": "no directory tells which set"}')
+    assert found_sets([tmp_path]) == ["medqa_4_options"]
+
+
+def test_blank_lines_at_the_end_are_nothing(tmp_path):
+    path = tmp_path / "medmcqa" / "dev.json"
+    write_lines(path, [MCQ])
+    path.write_text(path.read_text() + "\n \n")
+    assert len(read_set("medmcqa", [tmp_path]).questions) == 1
+    path.write_text(path.read_text() + json.dumps(MCQ | {"id": "b"}) + "\n")
+    with pytest.raises(InputError, match="line 2, is blank, and rows follow"):
+        read_set("medmcqa", [tmp_path])
+
+
 def test_split_is_that_of_the_published_script():
     """Pinned: what split_dataset.py of pubmedqa/pubmedqa gives for these ids and labels."""
     labels = {
