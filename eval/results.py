@@ -8,6 +8,9 @@ from typing import Any
 UNPARSED_LIMIT = 0.05
 """share of answers that could not be read above which a score measures their form, not what is known"""
 
+SHARES = ("accuracy", "exact", "exact_match")
+"""first metrics of tasks that are shares of right items: an item's score is 0 or 1, or a mean of such over runs"""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -18,6 +21,8 @@ class Metric:
     """bounds of the 95 % interval, where one was computed"""
     high: float | None = None
     higher_is_better: bool = True
+    items: int | None = None
+    """how many test items it is over, where that is known"""
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,9 @@ class Task:
     """JSON of everything but the model that decides the outcome; its change makes earlier results void"""
     run: Callable[[EvalModel, Journal], TaskResult]
     """collective over ranks; every rank returns the same"""
+    combine: Callable[[Mapping[str, TaskResult]], TaskResult] | None = None
+    """of a task that asks nothing of its own: its result, made of those of one model's tasks before it, by name,
+    whether measured now or kept from an earlier run; `run` gives the same where these are not at hand"""
 
 
 class Suite(Protocol):

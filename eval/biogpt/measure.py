@@ -92,7 +92,9 @@ def measure(
         }
         for document, item in zip(documents, scores.items, strict=True)
     ]
-    unparsed = mean_metric(np.array(scores.unparsed, np.float64), seed=settings.seed, higher_is_better=False)
+    unparsed = mean_metric(
+        np.array(scores.unparsed, np.float64), seed=settings.seed, higher_is_better=False, share=True
+    )
     failed = None
     if unparsed.value > UNPARSED_LIMIT:
         failed = (
@@ -341,7 +343,7 @@ def _score_pubmedqa(documents: Sequence[Document], texts: Sequence[str], seed: i
             confusion[LABELS.index(wanted), column] += 1
         right = np.array([answer == wanted for answer, wanted in zip(answers, gold)], np.float64)
         return {
-            "accuracy": mean_metric(right, seed=seed),
+            "accuracy": mean_metric(right, seed=seed, share=True),
             "macro_f1": Metric(macro_f1(confusion), *macro_f1_interval(confusion, seed)),
         }
 

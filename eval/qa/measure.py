@@ -12,7 +12,7 @@ import functools
 import hashlib
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,9 +161,9 @@ class QuestionTask:
         if answers[0][0].normalised is not None:
             raw = self.scoring.endswith(_NORMALISED)  # the other way to choose stands beside the one asked for
             chosen = np.array([[answer.option if raw else answer.normalised for answer in run] for run in answers])
-            other = mean_metric((chosen == scores.gold).mean(axis=0), seed=self.options.seed)
+            other = mean_metric((chosen == scores.gold).mean(axis=0), seed=self.options.seed, share=True)
             metrics["accuracy_raw" if raw else "accuracy_normalised"] = other
-        notes = [*self.questions.notes, *lm.notes]
+        notes = [*self.questions.notes_on(self.options.limit), *lm.notes]
         if lm.truncated:
             room = f"the model's {model.max_length:,} tokens"
             notes.append(f"{lm.truncated:,} prompts are longer than {room} and lost their beginning, as in lm-eval")
@@ -245,20 +245,28 @@ class MedicalMMLU:
 
     def run(self, model: EvalModel, journal: Journal) -> TaskResult:
         """Put the subjects' answers together; those that this process did not ask for already are asked now."""
-        results = {task.set_name: task.run(model, journal) for task in self._subjects}
+        return self.combine({task.name: task.run(model, journal) for task in self._subjects})
+
+    def combine(self, measured: Mapping[str, TaskResult]) -> TaskResult:
+        """Put the subjects' answers together.
+
+        Args:
+            measured: the subjects' results by task name; further tasks' are not looked at.
+        """
+        results = {task.set_name: measured[task.name] for task in self._subjects}
         items = [
             item | {"subject": name.removeprefix("mmlu_").replace("_", " ")}
             for name, result in results.items()
             for item in result.items
         ]
         seed = self._subjects[0].options.seed
-        metrics = {"accuracy": mean_metric(np.array([item["score"] for item in items]), seed=seed)}
+        metrics = {"accuracy": mean_metric(np.array([item["score"] for item in items]), seed=seed, share=True)}
         metrics["accuracy_subjects"] = Metric(
             float(np.mean([result.metrics["accuracy"].value for result in results.values()]))
         )
         if all("unparsed" in result.metrics for result in results.values()):
             unparsed = [item.get("unparsed", 0.0) for item in items]
-            metrics["unparsed"] = mean_metric(np.array(unparsed), seed=seed, higher_is_better=False)
+            metrics["unparsed"] = mean_metric(np.array(unparsed), seed=seed, higher_is_better=False, share=True)
         rows = {name: len(result.items) for name, result in results.items()}
         notes = [f"{sum(rows.values()):,} items of {len(rows)} of the nine subjects"] if len(rows) < 9 else []
         notes += [f"{name}: {note}" for name, result in results.items() for note in result.notes]
@@ -290,7 +298,7 @@ class Scores:
             item["score"] = float(score)
             if unparsed:
                 item["unparsed"] = float(share)
-        found = {"accuracy": mean_metric(scores, seed=seed)}
+        found = {"accuracy": mean_metric(scores, seed=seed, share=True)}
         confusions = [self._confusion(run) for run in self.given]
         if len(confusions) == 1:
             found["macro_f1"] = Metric(macro_f1(confusions[0]), *macro_f1_interval(confusions[0], seed))
@@ -298,7 +306,7 @@ class Scores:
             found["macro_f1"] = Metric(float(np.mean([macro_f1(one) for one in confusions])))
             found["accuracy_spread"] = Metric(float(np.std(right.mean(axis=1), ddof=1)), higher_is_better=False)
         if unparsed:
-            found["unparsed"] = mean_metric(missing, seed=seed, higher_is_better=False)
+            found["unparsed"] = mean_metric(missing, seed=seed, higher_is_better=False, share=True)
         return found
 
     def _confusion(self, run: np.ndarray) -> np.ndarray:

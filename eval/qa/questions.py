@@ -80,6 +80,18 @@ class QuestionSet:
     """SHA-256 by name of the files read"""
     notes: list[str] = field(default_factory=list)
     """what a reader of a number over these rows has to know"""
+    scope: str = ""
+    """of `notes` the one that tells what all of the scored rows are"""
+
+    def notes_on(self, limit: int) -> list[str]:
+        """What a reader has to know of a number over the first `limit` rows; 0: over all."""
+        if not 0 < limit < len(self.questions):
+            return self.notes
+        return [
+            *(note for note in self.notes if note != self.scope),
+            f"only the first {limit:,} of {len(self.questions):,} rows are scored (--limit), so the number is not "
+            "comparable with published ones",
+        ]
 
     def shown(self, seed: int | None = None) -> tuple[Question, ...]:
         """Up to `MOST_SHOWN` examples, the file's first or drawn ones; the first N of them stand before a question."""
@@ -126,14 +138,14 @@ def read_set(name: str, directories: Sequence[Path], held_out: int = 0) -> Quest
                 f"the last {held_out} rows serve as examples and are not scored: no training file was given",
             ],
         )
-    questions, notes = len(found.questions), list(found.notes)
-    final_name = found.name
+    questions = len(found.questions)
+    final_name, scope = found.name, ""
     if name == "pubmedqa":
-        final_name, note = _pubmedqa_identity([question.id for question in found.questions])
-        notes += [note] if note else []
+        final_name, scope = _pubmedqa_identity([question.id for question in found.questions])
     elif questions != OFFICIAL_ROWS[name]:
-        notes.append(f"{questions:,} rows are scored; the published file has {OFFICIAL_ROWS[name]:,}")
-    return QuestionSet(final_name, found.questions, found.examples, found.files, notes)
+        scope = f"{questions:,} rows are scored; the published file has {OFFICIAL_ROWS[name]:,}"
+    notes = [*found.notes, *([scope] if scope else [])]
+    return QuestionSet(final_name, found.questions, found.examples, found.files, notes, scope)
 
 
 Files = dict[tuple[str, str], list[Path]]

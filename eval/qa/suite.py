@@ -64,7 +64,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
             subjects = [task for task in asked if task.set_name.startswith("mmlu_")]
             if len(subjects) > 1:
                 together = MedicalMMLU(subjects)
-                found[together.name] = Task(together.name, together.made_by, together.run)
+                found[together.name] = Task(together.name, together.made_by, together.run, together.combine)
     return list(found.values())
 
 

@@ -44,6 +44,17 @@ class Evaluation:
         """The metric that stands for a task where there is room for one."""
         return next(iter(self.a_result(task).metrics))
 
+    def count(self, task: str, metric: str | None = None) -> str:
+        """How many items a task's metric is over, or all of its items: of a model, or `10-12` where models differ."""
+        counts = set()
+        for model, result in self.of_task(task).items():
+            found = result.metrics.get(metric) if metric is not None else None
+            if found is not None and found.items is not None:
+                counts.add(found.items)
+            else:
+                counts.add(sum(1 for _ in self.items(model, task)))
+        return "-".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
     def items(self, model: str, task: str) -> Iterator[dict[str, Any]]:
         """What a model gave on each item of a task; raises `InputError` where the file is missing or damaged."""
         file = self.directory / "items" / model / f"{task}.jsonl"

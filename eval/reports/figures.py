@@ -10,7 +10,7 @@ import numpy as np
 from eval.reports.evaluation import Evaluation
 from eval.reports.plots import BASELINE, PUBLISHED, Group, draw
 from eval.reports.published import PublishedRow
-from eval.results import Metric
+from eval.results import SHARES, Metric
 from eval.trust.statistics import mean_metric
 
 _FEWEST_OF_A_SUBJECT = 5
@@ -52,6 +52,7 @@ def draw_subjects(evaluation: Evaluation, task: str) -> Path | None:
     """The mean score by subject, where the items of a task have two or more."""
     groups: dict[str, dict[str, Metric]] = {}
     sizes: dict[str, int] = {}
+    shares = evaluation.first_metric(task) in SHARES
     for model in evaluation.of_task(task):
         scores: dict[str, list[float]] = {}
         for item in evaluation.items(model, task):
@@ -59,7 +60,7 @@ def draw_subjects(evaluation: Evaluation, task: str) -> Path | None:
                 scores.setdefault(str(item["subject"]), []).append(float(item["score"]))
         for subject, values in scores.items():
             sizes[subject] = len(values)
-            groups.setdefault(subject, {})[model] = mean_metric(np.array(values))
+            groups.setdefault(subject, {})[model] = mean_metric(np.array(values), share=shares)
     shown = sorted((name for name in groups if sizes[name] >= _FEWEST_OF_A_SUBJECT), key=lambda n: (-sizes[n], n))
     if len(shown) < 2:
         return None

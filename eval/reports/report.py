@@ -73,6 +73,7 @@ def _console_table(evaluation: Evaluation) -> Table:
     table = Table(title=title, title_justify="left", min_width=len(title) + 10)
     table.add_column("task")
     table.add_column("metric")
+    table.add_column("n", justify="right")
     for name in evaluation.results:
         table.add_column(name, justify="right")
     for name in baselines:
@@ -82,7 +83,7 @@ def _console_table(evaluation: Evaluation) -> Table:
         cells = [_console_cell(found.get(task), metric) for found in evaluation.results.values()]
         found = evaluation.a_result(task).baselines
         cells += [number(found[name][metric].value) if metric in found.get(name, {}) else "-" for name in baselines]
-        table.add_row(task if task != previous else "", metric, *cells)
+        table.add_row(task if task != previous else "", metric, evaluation.count(task, metric), *cells)
         previous = task
     return table
 
@@ -117,8 +118,10 @@ def _markdown(evaluation: Evaluation) -> str:
     ]
     parts += [*failures, ""] if failures else []
     parts += [
-        "Brackets hold 95 % bootstrap intervals: what another draw of test items could have given. They say nothing "
-        "about prompts, seeds or training runs. `python -m eval compare` tells whether two models differ.",
+        "Brackets hold 95 % bootstrap intervals over the n test items: what another draw of them could have given. "
+        "For a share of items that is 0 or 1 (none right, or all), which a bootstrap takes for certain, they hold the "
+        "exact interval of Clopper and Pearson; other numbers that are the same for all items have none. They say "
+        "nothing about prompts, seeds or training runs. `python -m eval compare` tells whether two models differ.",
         "",
     ]
     for file in draw_overviews(evaluation):
@@ -156,9 +159,12 @@ def _task_section(evaluation: Evaluation, task: str) -> list[str]:
     }
     columns |= {f"baseline: {name}": values for name, values in evaluation.a_result(task).baselines.items()}
     if len(metrics) <= _MOST_COLUMNS:
-        table = table_lines(["", *metrics], [[name, *_cells(values, metrics)] for name, values in columns.items()])
+        count = evaluation.count(task)
+        rows = [[name, *_cells(values, metrics), count] for name, values in columns.items()]
+        table = table_lines(["", *metrics, "n"], rows)
     else:
-        table = table_lines(["", *columns], [[name, *_across(columns.values(), name)] for name in metrics])
+        rows = [[name, *_across(columns.values(), name), evaluation.count(task, name)] for name in metrics]
+        table = table_lines(["", *columns, "n"], rows)
     notes = dict.fromkeys(note for result in found.values() for note in result.notes)
     lines = [f"## {cell(task)}", "", f"{_described(evaluation.a_result(task))}.", "", *table, ""]
     return [*lines, *(f"- {cell(note)}" for note in notes), *([""] if notes else [])]

@@ -41,7 +41,9 @@ def molecule_metrics(
     for name, values in of_each.items():
         counted = values[~np.isnan(values)]
         if len(counted):
-            metrics[name] = mean_metric(counted, seed=seed, higher_is_better=name != "levenshtein")
+            metrics[name] = mean_metric(
+                counted, seed=seed, higher_is_better=name != "levenshtein", share=name in ("exact", "valid")
+            )
     counts = overlap([text.strip() for text in predictions], scorer.references)
-    metrics["bleu"] = Metric(found.bleu, *corpus_bleu_interval(counts, 4, seed))
+    metrics["bleu"] = Metric(found.bleu, *corpus_bleu_interval(counts, 4, seed), items=len(predictions))
     return metrics, of_each

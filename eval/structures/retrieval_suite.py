@@ -283,7 +283,9 @@ def _metrics(rankings: Mapping[str, retrieval.Ranking], seed: int) -> tuple[dict
     for way, ranking in rankings.items():
         of_each |= {f"{way}: {name}": values for name, values in ranking.of_each().items()}
     metrics = {
-        name: mean_metric(values, seed=seed, higher_is_better=not name.endswith(": rank"))
+        name: mean_metric(
+            values, seed=seed, higher_is_better=not name.endswith(": rank"), share=name[-1].isdigit()
+        )  # recall_1, recall_5, recall_10: found or not
         for name, values in of_each.items()
     }
     return metrics, of_each

@@ -143,6 +143,8 @@ def score(predictions: Predictions, scorer: TextScorer, seed: int) -> TaskResult
         metrics, of_each = scorer.score(predictions.outputs, predictions.references, seed)
         made_by["scoring"] = scorer.to_json()
         notes = scorer.notes
+    if not any(text.strip() for text in predictions.outputs):
+        notes = ["All answers are empty.", *notes]
     if predictions.digest in _SHIPPED:
         notes = [_SHIPPED[predictions.digest], *notes]
     first = next(iter(metrics))

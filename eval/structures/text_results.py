@@ -69,7 +69,8 @@ class TextScorer:
                     metrics[full] = mean_metric(found.of_each[name], seed=seed)
                 else:
                     orders = int(name.removeprefix("bleu_"))
-                    metrics[full] = Metric(value, *corpus_bleu_interval(found.counts, orders, seed))
+                    bounds = corpus_bleu_interval(found.counts, orders, seed)
+                    metrics[full] = Metric(value, *bounds, items=len(predictions))
         first = ("rouge_l", "rouge_1", "rouge_2")
         return {name: metrics[name] for name in (*first, *metrics)}, of_each
 
@@ -145,7 +146,7 @@ def answer_metrics(
     """`exact_match` and `f1` by SQuAD's rule and `same_text` (equal but for case and blanks), with intervals."""
     found: AnswerScores = score_answers(predictions, references)
     of_each = dict(vars(found))
-    return {name: mean_metric(values, seed=seed) for name, values in of_each.items()}, of_each
+    return {name: mean_metric(values, seed=seed, share=name != "f1") for name, values in of_each.items()}, of_each
 
 
 def corpus_bleu_interval(counts: Overlap, orders: int, seed: int = 0) -> tuple[float, float]:

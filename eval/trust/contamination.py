@@ -20,6 +20,7 @@ from data_shards.ngrams import NgramIndex
 from eval.reports.contamination import MOSTLY, print_table
 from eval.reports.evaluation import Evaluation, read
 from eval.reports.report import write
+from eval.results import SHARES
 from eval.trust.statistics import mean_metric
 from eval.trust.training_search import Found, search
 from eval.trust.training_texts import TrainingTexts, open_texts
@@ -150,7 +151,10 @@ def _scores(evaluation: Evaluation, model: str, task: str, contaminated: set[str
         "without": [score for overlaps, score in scored if not overlaps],
         "overlapping": [score for overlaps, score in scored if overlaps],
     }
-    return {name: asdict(mean_metric(np.array(scores))) if scores else None for name, scores in groups.items()}
+    share = evaluation.first_metric(task) in SHARES
+    return {
+        name: asdict(mean_metric(np.array(scores), share=share)) if scores else None for name, scores in groups.items()
+    }
 
 
 # Showing

@@ -20,15 +20,21 @@ _FEW_VALUES = 64
 _NUMBERS_AT_ONCE = 2_000_000
 
 
-def mean_interval(scores: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def mean_interval(scores: np.ndarray, seed: int = 0, share: bool = False) -> tuple[float, float]:
     """Bounds of the 95 % bootstrap interval of the mean of `scores` [items].
 
-    Where all items have the same score out of 0 and 1, resampling them would give an interval of no width; there it is
-    the exact one of Clopper and Pearson (1934). Raises `ValueError` where there are no items.
+    Args:
+        scores: of each item.
+        seed: of the resamples.
+        share: whether an item's score can be but 0 or 1, right or wrong (or is a mean of such over runs). Where all
+            items have the same of the two, resampling them gives an interval of no width; there that of a share is the
+            exact one of Clopper and Pearson (1934).
+
+    Raises `ValueError` where there are no items.
     """
     scores = _checked(scores)
     values, counts = np.unique(scores, return_counts=True)
-    if len(values) == 1 and values[0] in (0, 1):
+    if share and len(values) == 1 and values[0] in (0, 1):
         interval = stats.binomtest(int(scores.sum()), len(scores)).proportion_ci(_CONFIDENCE, "exact")
         return float(interval.low), float(interval.high)
     return _bootstrap_mean(scores, values, counts, seed)
@@ -53,11 +59,19 @@ def _bootstrap_mean(scores: np.ndarray, values: np.ndarray, counts: np.ndarray, 
     return float(low), float(high)
 
 
-def mean_metric(scores: np.ndarray, *, seed: int = 0, scale: float = 1.0, higher_is_better: bool = True) -> Metric:
-    """The mean of `scores` [items] with its interval; all three multiplied by `scale` (100 for a percentage)."""
-    low, high = mean_interval(scores, seed)
+def mean_metric(
+    scores: np.ndarray, *, seed: int = 0, scale: float = 1.0, higher_is_better: bool = True, share: bool = False
+) -> Metric:
+    """The mean of `scores` [items] with its interval; all three multiplied by `scale` (100 for a percentage).
+
+    `share` is that of `mean_interval`. Other scores that are all alike get no interval: they tell nothing of how others
+    would vary.
+    """
     mean = float(np.mean(np.asarray(scores, np.float64)))
-    return Metric(scale * mean, scale * low, scale * high, higher_is_better)
+    low, high = mean_interval(scores, seed, share)
+    if low == high and not share:
+        return Metric(scale * mean, higher_is_better=higher_is_better, items=len(scores))
+    return Metric(scale * mean, scale * low, scale * high, higher_is_better, len(scores))
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> tuple[float, float]:

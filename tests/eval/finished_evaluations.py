@@ -49,7 +49,10 @@ def medmcqa_result(rows: list[dict], guess, **made_by) -> TaskResult:
     return TaskResult(
         TASK,
         "1",
-        {"accuracy": mean_metric(scores), "unparsed": mean_metric(np.zeros(len(rows)), higher_is_better=False)},
+        {
+            "accuracy": mean_metric(scores, share=True),
+            "unparsed": mean_metric(np.zeros(len(rows)), higher_is_better=False, share=True),
+        },
         items,
         {"shots": 0, "limit": len(rows), "data": {"sha256": "of the file"}} | made_by,
         {"always A": {"accuracy": mean_metric(first)}},

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from eval.qa import measure as qa
-from eval.qa import prompts
+from eval.qa import prompts, pubmedqa
 from eval.qa import suite as qa_suite
 from eval.qa.questions import OFFICIAL_ROWS, read_set
 from eval.work import Journal
@@ -105,11 +105,31 @@ def test_examples_are_drawn_by_seed(real_data, tmp_path):
     again = run(tmp_path / "b", model, options(real_data, *words, "--seeds", "1", "2", limit=6))
     assert again == found  # the same to the last bit
 
+    [pooled] = [
+        task for task in qa_suite.tasks(options(real_data, *words, "--seeds", "1", "2", limit=6)) if task.combine
+    ]
+    assert pooled.combine(found) == found[pooled.name]  # of kept results, without asking a model
+
     both = found["mmlu_medical-letters-1-shot-2-seeds"]
     subjects = [result, found["mmlu_medical_genetics-letters-1-shot-2-seeds"]]
     assert both.metrics["accuracy"].value == pytest.approx(np.mean([one.metrics["accuracy"].value for one in subjects]))
     assert [item["id"] for item in both.items] == [item["id"] for one in subjects for item in one.items]
     assert both.notes[0] == "12 items of 2 of the nine subjects"
+
+
+def test_notes_tell_what_is_scored(real_data, monkeypatch):
+    """Under --limit nothing is called the official test, nor the whole file scored."""
+    half = read_set("medmcqa", [real_data])
+    assert any("1,997 rows are scored; the published file has 4,183" in note for note in half.notes_on(0))
+    limited = half.notes_on(20)
+    assert any("only the first 20 of 1,997 rows are scored" in note for note in limited)
+    assert not any("1,997 rows are scored;" in note for note in limited)
+    assert half.notes_on(1997) == half.notes_on(5000) == half.notes
+    given = read_set("pubmedqa", [real_data])
+    monkeypatch.setattr(pubmedqa, "OFFICIAL_TEST", pubmedqa.digest(question.id for question in given.questions))
+    official = read_set("pubmedqa", [real_data])
+    assert any("are the official test" in note for note in official.notes_on(0))
+    assert not any("official" in note for note in official.notes_on(6))
 
 
 def test_written_answers(real_data, tmp_path):

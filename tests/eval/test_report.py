@@ -136,8 +136,8 @@ def test_many_metrics_stand_below_each_other(real_data, tmp_path):
     out = write_evaluation(tmp_path, {"one": {TASK: result}})
     report.write(out)
     text = (out / "report.md").read_text()
-    assert re.search(r"^\|  \| \*\*one\*\* \| baseline: always A \|$", text, re.MULTILINE)
-    assert "| kind 8 | 0.500 |  |" in text and "| BioMedGPT-LM-7B | fine-tuned |" in text
+    assert re.search(r"^\|  \| \*\*one\*\* \| baseline: always A \| n \|$", text, re.MULTILINE)
+    assert "| kind 8 | 0.500 |  | 50 |" in text and "| BioMedGPT-LM-7B | fine-tuned |" in text
 
 
 def test_published_rows_stand_once_for_all_tasks_of_a_benchmark(real_data, tmp_path):

@@ -52,10 +52,21 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_all_right_is_no_certainty():
-    low, high = statistics.mean_interval(np.ones(50))
+    low, high = statistics.mean_interval(np.ones(50), share=True)
     assert high == 1 and low == pytest.approx(0.025 ** (1 / 50))  # Clopper-Pearson in closed form
-    low, high = statistics.mean_interval(np.zeros(50))
+    low, high = statistics.mean_interval(np.zeros(50), share=True)
     assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 50))
+
+
+def test_only_shares_have_an_exact_interval():
+    """ROUGE that is 0 for all items is no share of successes: nothing is known of how it would vary."""
+    for value in (0.0, 1.0):
+        scores = np.full(50, value)
+        assert statistics.mean_interval(scores) == (value, value)
+        found = statistics.mean_metric(scores)
+        assert (found.value, found.low, found.high, found.items) == (value, None, None, 50)
+        share = statistics.mean_metric(scores, share=True)
+        assert share.high - share.low == pytest.approx(1 - 0.025 ** (1 / 50))
 
 
 def test_mean_metric_scales_all_three():

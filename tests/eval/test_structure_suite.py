@@ -362,3 +362,9 @@ def test_files_of_predictions_that_cannot_be_scored(tmp_path, real_data):
     [found] = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["fine"].values()
     assert found["metrics"]["rouge_l"]["value"] == 0.5
     assert sum("stands in for" in note for note in found["notes"]) == 2
+    assert "All answers are empty." not in found["notes"]
+    (tmp_path / "nothing.txt").write_text("SMILES\tground truth\toutput\nC\tmethane\t\nCC\tethane\t \n")
+    score.main([str(tmp_path / "nothing.txt"), "--out", out])
+    [found] = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["nothing"].values()
+    assert found["notes"][0] == "All answers are empty."
+    assert (found["metrics"]["rouge_l"]["value"], found["metrics"]["rouge_l"]["low"]) == (0, None)
