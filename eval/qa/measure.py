@@ -139,6 +139,7 @@ class QuestionTask:
         return self._results[key]
 
     def _run(self, model: EvalModel, journal: Journal) -> TaskResult:
+        from eval.qa import stock_tokenizer
         from eval.qa.choices import SharedPrefixLM
 
         lm = SharedPrefixLM(model, journal, self.options.token_budget)
@@ -164,6 +165,8 @@ class QuestionTask:
             other = mean_metric((chosen == scores.gold).mean(axis=0), seed=self.options.seed, share=True)
             metrics["accuracy_raw" if raw else "accuracy_normalised"] = other
         notes = [*self.questions.notes_on(self.options.limit), *lm.notes]
+        if differs := stock_tokenizer.note(model):
+            notes.append(differs)
         if lm.truncated:
             room = f"the model's {model.max_length:,} tokens"
             notes.append(f"{lm.truncated:,} prompts are longer than {room} and lost their beginning, as in lm-eval")

@@ -3,20 +3,24 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+from eval.models import load
 from eval.qa import measure as qa
-from eval.qa import prompts, pubmedqa
+from eval.qa import prompts, pubmedqa, stock_tokenizer
 from eval.qa import suite as qa_suite
 from eval.qa.questions import OFFICIAL_ROWS, read_set
 from eval.work import Journal
 from job.errors import InputError
+from job.tokenizer import write_hf_tokenizer
 from tests.eval.scored_models import random_model, trained
 
 
@@ -213,12 +217,16 @@ def test_yaml_files_cover_every_set(real_data):
     assert len(groups["biomedgpt_mmlu_letters"]["task"]) == 9
 
 
-def test_stock_command_runs_the_tasks(real_data, tmp_path):
-    """`lm_eval --include_path eval/tasks`, in a directory of its own, with the data by environment variable."""
+def test_stock_command_gives_the_same_answers(real_data, tmp_path):
+    """`lm_eval --include_path eval/tasks` in a process of its own, on a directory whose tokenizer.json we wrote."""
+    source, directory = real_data / "stories260K" / "hf", tmp_path / "model"
+    write_hf_tokenizer(source, directory)
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        shutil.copyfile(source / name, directory / name)
     words = [
-        *("--model", "hf", "--model_args", f"pretrained={real_data}/stories260K/hf,dtype=float32"),
+        *("--model", "hf", "--model_args", f"pretrained={directory},dtype=float32"),
         *("--include_path", str(qa.TASKS), "--device", "cpu", "--batch_size", "4", "--limit", "4"),
-        *("--tasks", "biomedgpt_medmcqa_letters,biomedgpt_pubmedqa_generate"),
+        *("--tasks", "biomedgpt_medmcqa_letters,biomedgpt_medmcqa_options,biomedgpt_pubmedqa_generate"),
         *("--output_path", str(tmp_path / "out"), "--log_samples"),
     ]
     environment = os.environ | {
@@ -232,9 +240,24 @@ def test_stock_command_runs_the_tasks(real_data, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (results,) = (tmp_path / "out").rglob("results_*.json")
     table = json.loads(results.read_text())["results"]
-    ours = run(tmp_path, trained(real_data), options(real_data, "--tasks", "medmcqa", limit=4))
-    assert table["biomedgpt_medmcqa_letters"]["acc,none"] == ours["medmcqa-letters-0-shot"].metrics["accuracy"].value
     assert {"acc,none", "unparsed,none", "macro_f1,none"} <= table["biomedgpt_pubmedqa_generate"].keys()
+
+    model = load(directory, torch.float32, torch.device("cpu"))
+    asked = options(real_data, "--tasks", "medmcqa", "--scoring", "letters", "options", limit=4)
+    for name, ours in run(tmp_path / "journals", model, asked).items():
+        task = f"biomedgpt_medmcqa_{name.split('-')[1]}"
+        assert table[task]["acc,none"] == ours.metrics["accuracy"].value
+        (file,) = (tmp_path / "out").rglob(f"samples_{task}_*.jsonl")
+        samples = {sample["doc_id"]: sample for sample in map(json.loads, file.open(encoding="utf-8", newline="\n"))}
+        assert len(samples) == len(ours.items) == 4
+        for number, item in enumerate(ours.items):
+            assert samples[number]["doc"]["id"] == item["id"]
+            theirs = [float(nats) for nats, _ in samples[number]["filtered_resps"]]
+            np.testing.assert_allclose(item["log_likelihoods"], theirs, atol=1e-3)
+        assert not any("AutoTokenizer" in note for note in ours.notes)
+    # The bare tokenizer.model is read otherwise by AutoTokenizer, and the result says so.
+    assert "gives other ids" in stock_tokenizer.note(trained(real_data))
+    assert stock_tokenizer.note(random_model(real_data, "bloom")) is None  # of no directory
 
 
 def test_prompts(real_data):

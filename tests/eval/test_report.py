@@ -155,6 +155,8 @@ def test_console_table_is_whole_in_a_pipe(medmcqa):
     assert "…" not in done.stdout and "accuracy" in done.stdout and "baseline: always A" in done.stdout
     value = Metric(**json.loads((medmcqa / "results.json").read_text())["results"]["last"][TASK]["metrics"]["accuracy"])
     assert with_interval(value) in done.stdout
+    assert re.search(r"│ accuracy\s*│\s*600 │", done.stdout)
+    assert "| n |" in (medmcqa / "report.md").read_text() and "| 600 |" in (medmcqa / "report.md").read_text()
 
 
 def test_perplexity_has_a_row_per_source_a_column_per_model_and_plots(inputs, tmp_path, capsys):
