@@ -17,6 +17,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="write tests/slurm/golden/*.sbatch from this run")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For runs over several processes (-n 2 --dist loadgroup): a file's tests share fixtures, all of Slurm's a cluster.
+
+    The longest go first, so that no process is left with them at the end.
+    """
+    longest = ("tests/slurm/", "tests/faults/", "tests/align/", "tests/eval/")
+
+    def place(item: pytest.Item) -> int:
+        return next((number for number, name in enumerate(longest) if item.nodeid.startswith(name)), len(longest))
+
+    items.sort(key=place)
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group("slurm" if file.startswith("tests/slurm/") else file))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real articles, tokenizers and checkpoints; skips the test where a user's clone has none.
