@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/structure_signal.py --data ../shared/data/open --work /scratch/signal
 
-Everything goes through the project's own commands: a tokenizer and a small Llama are trained on the training captions
-(data_shards, parallel, pretrain), then aligned to a molecule encoder that starts from random weights (align train), on
-ChEBI-20 rows of at most 32 atoms whose captions are cut to 30 words. Per split (the published one, and scaffolds) and
-seed, models that differ in their data alone:
+Everything goes through the project's own commands: a tokenizer and a small Llama are trained on captions (data_shards,
+parallel, pretrain), then aligned to a molecule encoder that starts from random weights (align train), on ChEBI-20 rows
+of at most 32 atoms whose captions are cut to 30 words. Per split (the published one, and scaffolds) and seed, models
+that differ in their data alone:
 
     true       each caption with its molecule
     shuffled   captions with molecules of other rows, in training and in the test (language model trained)
@@ -13,9 +13,17 @@ seed, models that differ in their data alone:
     constant   eight learned tokens, the same for every row (language model frozen)
 
 and two tests of the model trained on true pairs, on rows it has not seen: the answer's loss with its own molecule
-against another row's, and against one of like size (align/controls.py). `--proteins` does the same for the first
-clause of SGD's descriptions of yeast proteins. Prints Markdown; results are kept in `--work`, and a second run goes
-on where the first one stopped. About 20 minutes for molecules on two cores.
+against another row's, and against one of like size (align/controls.py).
+
+A language model that is trained along has been pretrained on the captions of the training rows, and gets one token per
+atom. One that stays frozen must already look at what its prompt gives it, as a chat model does, and must not know the
+captions by heart: it has been trained on other captions (larger molecules, PubChem) whose prompts hold some of their
+words, and gets eight resampled tokens of a molecule.
+
+`--proteins` does the same for the first clause of SGD's descriptions of yeast proteins, with one pooled token of a
+small ESM-2 that starts from random weights and is trained along (language model trained only: every caption at hand is
+a row). Prints Markdown; results are kept in `--work`, and a second run goes on where the first one stopped. About an
+hour for both splits of molecules on two free cores.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -66,24 +75,28 @@ LANGUAGE_MODEL = dict(
 )
 MAX_ATOMS, MAX_RESIDUES = 32, 256
 WORDS, ANSWER_WORDS = 45, 30  # of a caption: what the language model is trained on, and what is asked for
-
+HINTS = 10  # most words of a caption that its prompt gives away to a language model that learns to read prompts
+PROTEIN_QUESTION = "Please describe this protein."
 
 PROMPT = PromptSettings(system="", human="Q", assistant="A")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained, and how fast."""
+    """What is trained, from which language model, and how fast."""
 
     name: str
     tune: str
+    language_model: str
+    adapter: str
     rate: float
     conditions: tuple[str, ...]
 
 
+EACH, EIGHT = '{tokens = "each"}', '{tokens = "resampled", number = 8}'
 ARMS = {
-    "trainable": Arm("language model trained", "all", 1e-3, ("true", "none", "shuffled")),
-    "frozen": Arm("language model frozen", "encoders", 3e-3, ("true", "constant")),
+    "trainable": Arm("language model trained", "all", "language-model", EACH, 1e-3, ("true", "none", "shuffled")),
+    "frozen": Arm("language model frozen", "encoders", "prompt-reader", EIGHT, 3e-3, ("true", "constant")),
 }
 
 
@@ -99,11 +112,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2.0, help="of alignment (default 2)")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
+    if options.proteins:
+        options.arms = ["trainable"]
     splits = ["random"] if options.proteins else options.splits
     for split in splits:
         work = options.work / ("proteins" if options.proteins else split)
         rows = protein_rows(options.data) if options.proteins else molecule_rows(options.data, split)
-        prepare(work, *rows, texts(options.data, options.proteins, {row.id for row in rows[1]}))
+        prepare(work, *rows)
+        corpus = texts(options.data, options.proteins, {row.id for row in rows[1]})
+        make_language_models(
+            work, corpus, {row.id for row in rows[0]}, {ARMS[arm].language_model for arm in options.arms}
+        )
         jobs = [
             (work, ARMS[arm], condition, seed, options.epochs)
             for arm in options.arms
@@ -142,7 +161,7 @@ def _chebi(file: Path) -> Iterable[Question]:
             atoms = len(featurise(smiles, MAX_ATOMS).atoms)
         except MoleculeError:
             continue
-        answer = " ".join(text.split()[:ANSWER_WORDS])
+        answer = cut(text, ANSWER_WORDS)
         yield Question(f"chebi20:{compound}", MOLECULE_QUESTION, answer, (smiles,), (), (atoms,))
 
 
@@ -152,9 +171,9 @@ def protein_rows(data: Path) -> tuple[list[Question], list[Question]]:
     with gzip.open(data / "yeast_protein_text" / "yeast_sgd.open.jsonl.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
-            answer = " ".join(entry["description"].split(";")[0].split()[:ANSWER_WORDS])
+            answer = cut(entry["description"].split(";")[0], ANSWER_WORDS)
             sequence = entry["sequence"][:MAX_RESIDUES]
-            rows.append(Question(entry["entry_name"], "Please describe this protein.", answer, (), (sequence,)))
+            rows.append(Question(entry["entry_name"], PROTEIN_QUESTION, answer, (), (sequence,)))
     random.Random(0).shuffle(rows)
     return rows[len(rows) // 5 :], rows[: len(rows) // 5]
 
@@ -175,12 +194,26 @@ def texts(data: Path, proteins: bool, held_out: set[str]) -> dict[str, str]:
                 if line:
                     compound, _, text = line.split("\t")
                     found[f"chebi20:{compound}"] = text
-    # The language model knows the prompt, as a chat model does: one that is frozen could not learn it later.
-    turn = (
-        Turn("Please describe this protein.", None, (), ("M",)) if proteins else Turn(MOLECULE_QUESTION, None, ("C",))
-    )
-    prompt = "".join(build_prompt(PROMPT, [turn]).pieces)
-    return {name: prompt + " ".join(text.split()[:WORDS]) for name, text in found.items() if name not in held_out}
+    return {name: text for name, text in found.items() if name not in held_out}
+
+
+def cut(text: str, words: int) -> str:
+    """Its first words."""
+    return " ".join(text.split()[:words])
+
+
+def with_hints(texts: dict[str, str], draws: int, seed: int) -> list[Question]:
+    """Each text several times as the answer to a prompt that has some of its words where a molecule would be."""
+    random_numbers = random.Random(seed)
+    result = []
+    for draw in range(draws):
+        for name, text in texts.items():
+            answer = cut(text, ANSWER_WORDS)
+            words = list(dict.fromkeys(word.strip(".,;") for word in answer.split() if len(word) > 3))
+            hints = " ".join(random_numbers.sample(words, min(len(words), random_numbers.randint(0, HINTS))))
+            question = f"<molecule>{hints}</molecule> {MOLECULE_QUESTION}"
+            result.append(Question(f"{name}/{draw}", question, answer, (), ()))
+    return result
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -234,9 +267,10 @@ def run(words: Sequence[str | Path], log: Path) -> None:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
 
 
-def prepare(work: Path, train_rows: list[Question], test_rows: list[Question], corpus: dict[str, str]) -> None:
-    """Tokenizer and language model from the training captions; the question sets of all conditions."""
+def prepare(work: Path, train_rows: list[Question], test_rows: list[Question]) -> None:
+    """The question sets of all conditions."""
     work.mkdir(parents=True, exist_ok=True)
+    (work / "logs").mkdir(exist_ok=True)
     for seed in range(10):
         splits = {"train": train_rows, "validation": test_rows, "test": test_rows}
         for condition in ("true", "none", "constant", "shuffled") if seed == 0 else ("shuffled",):
@@ -247,33 +281,69 @@ def prepare(work: Path, train_rows: list[Question], test_rows: list[Question], c
             }
             made["validation"] = made["test"]
             write_questions(work / "questions" / name, made)
-    if (work / "language-model").exists():
+
+
+def make_language_models(work: Path, corpus: dict[str, str], aligned: set[str], names: set[str]) -> None:
+    """Tokenizer and language models.
+
+    "language-model" knows the captions of the training rows. Nothing that it has read stands in front of a caption and
+    has to do with it, so it hardly looks there, and would not if it stayed frozen. "prompt-reader" has been trained on
+    other captions, whose prompts give away some of their words.
+    """
+    captions = {name: cut(text, WORDS) for name, text in corpus.items()}
+    if not (work / "tokenizer").exists():
+        file = write_texts(work / "tokenizer-texts.jsonl", captions)
+        words = ["data_shards", "tokenizer", "--input", file, "--vocab-size", "2000", "--output", work / "tokenizer"]
+        run(words, work / "logs" / "tokenizer")
+    if not (work / "base").exists():
+        (work / "model.json").write_text(json.dumps(LANGUAGE_MODEL))
+        run(["parallel", "create", work / "model.json", work / "tokenizer", work / "base"], work / "logs" / "create")
+    if "language-model" in names:
+        pretrain(work, "language-model", captions, epochs=5, length=128)
+    if "prompt-reader" in names and not (work / "prompt-reader").exists():
+        others = {name: text for name, text in corpus.items() if name not in aligned}
+        rows = with_hints(others, draws=6, seed=0)
+        prompts = {row.id: "".join(build_prompt(PROMPT, [Turn.asking(row)]).pieces) + row.answer for row in rows}
+        pretrain(work, "hinted-model", prompts, epochs=1, length=256)
+        rows = with_hints(others, draws=4, seed=1)
+        write_questions(work / "questions" / "hints", {"train": rows, "validation": rows[:100]})
+        # Rows of their own and a loss on the answers alone: in windows shared by documents, reading is learned slowly.
+        align(work, "hints", "all", "hinted-model", EACH, 1e-3, "hints", seed=0, epochs=1)
+        model = work / "models" / "hints"
+        for file in model.glob("tokenizer*"):
+            shutil.copy(file, model / "language_model")
+        (model / "language_model").rename(work / "prompt-reader")
+
+
+def write_texts(file: Path, corpus: dict[str, str]) -> Path:
+    """JSON lines."""
+    file.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in corpus.items()))
+    return file
+
+
+def pretrain(work: Path, name: str, corpus: dict[str, str], epochs: int, length: int) -> None:
+    """A language model from random weights, 2,048 tokens a step."""
+    if (work / name).exists():
         return
-    captions = work / "captions.jsonl"
-    captions.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in corpus.items()))
-    (work / "model.json").write_text(json.dumps(LANGUAGE_MODEL))
-    (work / "build.toml").write_text(
-        f'output = "{work}/shards"\ntokenizer = "{work}/tokenizer"\n'
+    texts = write_texts(work / f"{name}-texts.jsonl", corpus)
+    shards, checkpoint, directory = (work / f"{name}-{part}" for part in ("shards", "start", "run"))
+    (work / f"{name}-build.toml").write_text(
+        f'output = "{shards}"\ntokenizer = "{work}/tokenizer"\n'
         f'[selection]\nminimum_characters = 1\n[[sources]]\nname = "captions"\nformat = "jsonl"\n'
-        f'paths = ["{captions}"]\n[sharding]\nvalidation_fraction = 0.02\n'
+        f'paths = ["{texts}"]\n[sharding]\nvalidation_fraction = 0.02\n'
+    )
+    (work / f"{name}.toml").write_text(
+        f'directory = "{directory}"\n[model]\npath = "{checkpoint}"\n'
+        f'[data]\nsequence_length = {length}\n[[data.sources]]\npath = "{shards}"\n'
+        f"[train]\nepochs = {epochs}\nglobal_batch = {2048 // length}\nmicro_batch = {2048 // length}\n"
+        f'precision = "fp32"\nlog_every = 20\n[optimizer]\nlr = 2e-3\n[schedule]\nwarmup = 0.05\n'
+        '[tracking]\nmode = "disabled"\n'
     )
     logs = work / "logs"
-    logs.mkdir(exist_ok=True)
-    run(
-        ["data_shards", "tokenizer", "--input", captions, "--vocab-size", "2000", "--output", work / "tokenizer"],
-        logs / "tokenizer",
-    )
-    run(["data_shards", "build", work / "build.toml"], logs / "build")
-    run(["parallel", "create", work / "model.json", work / "tokenizer", work / "base"], logs / "create")
-    run(["parallel", "import", work / "base", work / "base-checkpoint"], logs / "import")
-    (work / "pretrain.toml").write_text(
-        f'directory = "{work}/pretrain"\n[model]\npath = "{work}/base-checkpoint"\n'
-        f'[data]\nsequence_length = 128\n[[data.sources]]\npath = "{work}/shards"\n'
-        '[train]\nepochs = 5\nglobal_batch = 16\nmicro_batch = 16\nprecision = "fp32"\nlog_every = 20\n'
-        '[optimizer]\nlr = 2e-3\n[schedule]\nwarmup = 0.05\n[tracking]\nmode = "disabled"\n'
-    )
-    run(["pretrain", work / "pretrain.toml"], logs / "pretrain")
-    run(["parallel", "export", work / "pretrain", work / "language-model"], logs / "export")
+    run(["data_shards", "build", work / f"{name}-build.toml"], logs / f"{name}-build")
+    run(["parallel", "import", work / "base", checkpoint], logs / f"{name}-import")
+    run(["pretrain", work / f"{name}.toml"], logs / f"{name}-pretrain")
+    run(["parallel", "export", directory, work / name], logs / f"{name}-export")
 
 
 # Alignment.
@@ -285,29 +355,9 @@ def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> Non
     results = work / "results" / f"{name}.json"
     if results.exists():
         return
-    proteins = work.name == "proteins"
-    questions = work / "questions" / (f"shuffled-{seed}" if condition == "shuffled" else condition)
-    adapter = '{tokens = "resampled", number = 8}' if condition == "constant" else '{tokens = "each"}'
-    molecule = f"use = {str(not proteins).lower()}\nlayers = 4\nwidth = 128\nmax_atoms = {MAX_ATOMS}\n"
-    protein = "use = false\n"
-    if proteins:
-        make_protein_encoder(work / "protein-encoder", seed)
-        protein = f'use = true\nmax_residues = {MAX_RESIDUES}\nweights = "{work}/protein-encoder-{seed}"\n'
-        adapter = '{tokens = "pooled"}'
-    config = work / f"{name}.toml"
-    config.write_text(
-        f'directory = "{work}/runs/{name}"\n[model]\nlanguage_model = "{work}/language-model"\nmax_length = 256\n'
-        f"[molecule]\n{molecule}adapter = {adapter}\n[protein]\n{protein}adapter = {adapter}\n"
-        f'[prompt]\nsystem = ""\nhuman = "{PROMPT.human}"\nassistant = "{PROMPT.assistant}"\n'
-        f'[tune]\nmode = "{arm.tune}"\n'
-        f'[data]\ntoken_budget = 8192\nseed = {seed}\n[[data.sources]]\npath = "{questions}"\nname = "rows"\n'
-        f'[parallel]\nstage = 0\n[train]\nepochs = {epochs}\nglobal_batch = 32\nprecision = "fp32"\nseed = {seed}\n'
-        f"samples = 0\nlog_every = 10\n[optimizer]\nlr = {arm.rate}\nweight_decay = 0.01\nbeta2 = 0.98\n"
-        '[schedule]\nwarmup = 40\nminimum = 0.05\n[tracking]\nmode = "disabled"\n'
-    )
+    questions = f"shuffled-{seed}" if condition == "shuffled" else condition
+    align(work, name, arm.tune, arm.language_model, arm.adapter, arm.rate, questions, seed, epochs)
     logs = work / "logs"
-    run(["align", "train", config], logs / f"{name}-train")
-    run(["align", "export", work / "runs" / name, work / "models" / name], logs / f"{name}-export")
     rows = read_rows(work / "runs" / name / "metrics.jsonl")
     outcome: dict[str, object] = {"test_loss": [row["val/loss/rows"] for row in rows if "val/loss/rows" in row][-1]}
     if condition in ("true", "shuffled"):  # of the second it is the null: pairs that it has never learned
@@ -319,6 +369,42 @@ def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> Non
         outcome["tests"] = json.loads((logs / f"{name}-controls").read_text().splitlines()[-1])["tests"]
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(outcome))
+
+
+def align(
+    work: Path,
+    name: str,
+    tune: str,
+    language_model: str,
+    adapter: str,
+    rate: float,
+    questions: str,
+    seed: int,
+    epochs: float,
+) -> None:
+    """`align train` and `align export`."""
+    proteins = work.name == "proteins"
+    molecule = f"use = {str(not proteins).lower()}\nlayers = 4\nwidth = 128\nmax_atoms = {MAX_ATOMS}\n"
+    protein = "use = false\n"
+    if proteins:
+        make_protein_encoder(work / "protein-encoder", seed)
+        protein = f'use = true\nmax_residues = {MAX_RESIDUES}\nweights = "{work}/protein-encoder-{seed}"\n'
+        adapter = '{tokens = "pooled"}'
+    rows, config = work / "questions" / questions, work / f"{name}.toml"
+    config.write_text(
+        f'directory = "{work}/runs/{name}"\n[model]\nlanguage_model = "{work / language_model}"\nmax_length = 256\n'
+        f"[molecule]\n{molecule}adapter = {adapter}\n[protein]\n{protein}adapter = {adapter}\n"
+        f'[prompt]\nsystem = ""\nhuman = "{PROMPT.human}"\nassistant = "{PROMPT.assistant}"\n'
+        f'[tune]\nmode = "{tune}"\n'
+        f'[data]\ntoken_budget = 8192\nseed = {seed}\n[[data.sources]]\npath = "{rows}"\nname = "rows"\n'
+        f'[parallel]\nstage = 0\n[train]\nepochs = {epochs}\nglobal_batch = 32\nprecision = "fp32"\nseed = {seed}\n'
+        f"samples = 0\nlog_every = 10\n[optimizer]\nlr = {rate}\nweight_decay = 0.01\nbeta2 = 0.98\n"
+        '[schedule]\nwarmup = 40\nminimum = 0.05\n[tracking]\nmode = "disabled"\n'
+    )
+    logs = work / "logs"
+    run(["align", "train", config], logs / f"{name}-train")
+    shutil.rmtree(work / "models" / name, ignore_errors=True)  # of a benchmark that was stopped
+    run(["align", "export", work / "runs" / name, work / "models" / name], logs / f"{name}-export")
 
 
 def make_protein_encoder(place: Path, seed: int) -> None:
