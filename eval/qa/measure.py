@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from eval.qa.choices import SharedPrefixLM
     from eval.work import Journal
 
-VERSION = "1.0"
+VERSION = "1.1"
 """of prompts, scoring and metrics; the same number stands in the YAML files"""
 _NORMALISED = "-normalised"
 TASKS = Path(__file__).parent.parent / "tasks"
