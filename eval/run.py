@@ -168,28 +168,36 @@ def _score_model(
 ) -> dict[str, TaskResult]:
     """All tasks of one model, which is loaded only if one of them is still to be measured."""
     from eval.models import checksum
-    from eval.work import Journal
 
     identity = checksum(directory)
     models[name] = {"directory": str(directory), "checksum": identity, "manifest": _manifest(directory)}
     parts = options.out / "parts" / name
     model: EvalModel | None = None
-    results = {}
+    results: dict[str, TaskResult] = {}
     for task in tasks:
         fingerprint = _fingerprint(identity, task, options)
         result = _kept(parts, task, fingerprint)
         if result is None:
-            model = model or _load(directory, options)
-            # Batches, and with them the last digits, depend on the number of ranks: no mixture within a task.
-            journal = Journal(parts, task.name, f"{fingerprint}-{os.environ.get('WORLD_SIZE', '1')}")
-            try:
-                result = task.run(model, journal)
-            finally:
-                journal.close()
+            if task.combine is not None:
+                result = task.combine(results)
+            else:
+                model = model or _load(directory, options)
+                result = _measure(task, model, parts, fingerprint)
             result.made_by = result.made_by | {"dtype": options.dtype, "device": options.device}
             _keep(parts, task, fingerprint, result)
         results[task.name] = result
     return results
+
+
+def _measure(task: Task, model: EvalModel, parts: Path, fingerprint: str) -> TaskResult:
+    from eval.work import Journal
+
+    # Batches, and with them the last digits, depend on the number of ranks: no mixture within a task.
+    journal = Journal(parts, task.name, f"{fingerprint}-{os.environ.get('WORLD_SIZE', '1')}")
+    try:
+        return task.run(model, journal)
+    finally:
+        journal.close()
 
 
 def _load(directory: Path, options: argparse.Namespace) -> EvalModel:
@@ -247,15 +255,7 @@ def _keep(parts: Path, task: Task, fingerprint: str, result: TaskResult) -> None
 
 
 def _write(options: argparse.Namespace, results: dict[str, dict[str, TaskResult]], models: dict[str, Any]) -> None:
-    chosen = {
-        key: [str(one) for one in value]
-        if isinstance(value, list)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-        for key, value in vars(options).items()
-        if key not in ("models", "out")
-    }
+    chosen = {key: value for key, value in vars(options).items() if key not in ("models", "out")}
     write_results(options.out, options.suite, json.loads(json.dumps(chosen, default=str)), results, models)
 
 
