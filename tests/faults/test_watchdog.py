@@ -32,7 +32,7 @@ def test_stopped_rank_is_noticed_and_the_run_goes_on_later(inputs, tmp_path):
         assert time.monotonic() - began < 45  # a collective would wait for parallel.timeout_seconds, 600
         assert "a rank hangs" in job.output(0)
     stacks = (tmp_path / "run" / "logs" / "attempt-1" / "stacks-rank-00000.txt").read_text()
-    assert "Thread" in stacks and "trainer.py" in stacks  # it says where the rank waited
+    assert "most recent call first" in stacks and "parallel/loop.py" in stacks  # it says where the rank waited
     state = read_state(RunDirectory(tmp_path / "run"))
     assert state.status == "failed" and state.reason.startswith("no step for ")
     assert state.checkpoint % 5 == 0 and state.checkpoint >= 5
@@ -68,7 +68,7 @@ def test_state_of_a_run_that_is_asked_to_stop_and_of_one_that_fails(inputs, tmp_
         assert job.wait(60) == [0]
     state = read_state(run)
     assert state.status == "stopped" and state.reason == "signal SIGUSR1" and state.checkpoint == state.step >= 2
-    assert "Thread" in (run.path / "logs" / "attempt-1" / "stacks-rank-00000.txt").read_text()
+    assert "most recent call first" in (run.path / "logs" / "attempt-1" / "stacks-rank-00000.txt").read_text()
 
     manifest = run.checkpoint(state.step) / "manifest.json"
     manifest.write_text(json.dumps({"stage": "another"}))
