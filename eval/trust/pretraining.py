@@ -176,7 +176,7 @@ def difference(
     spread = float(np.std(after, ddof=1)) if len(after) > 1 else 0.0
     mean = float(np.mean(after)) - before
     changed = continued.mean(0)
-    p = float(ttest_rel(changed, base).pvalue) if (changed != base).any() else 1.0
+    p = float(ttest_rel(changed / below, base / below).pvalue) if (changed != base).any() else 1.0
     return Difference(measure, len(base), before, after, mean, low, high, spread, higher_is_better, p)
 
 
