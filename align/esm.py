@@ -24,7 +24,7 @@ from transformers.models.esm.modeling_esm import EsmRotaryEmbedding
 from transformers.utils import logging as transformers_logging
 
 from align.proteins import CLS, EOS, MASK, PAD, TOKENS
-from job.errors import InputError
+from job.errors import InputError, first_line
 from job.files import read_json
 
 _MASKED_IN_PRETRAINING = 0.15 * 0.8  # ESM-2 scales embeddings by the share of tokens that training left unmasked
@@ -202,7 +202,7 @@ def _from_fair_esm(path: Path) -> EsmModel:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file raises nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{path} is not a fair-esm checkpoint ({reason}); copy it again") from error
     try:
         settings, state = vars(checkpoint["cfg"]["model"]), checkpoint["model"]

@@ -170,7 +170,7 @@ def build_cache(
     directory = Path(directory)
     kind = "molecule" if isinstance(encoder, MoleculeEncoder) else "protein"
     with contextlib.ExitStack() as resources:
-        checksum = _from_first_rank(encoder_checksum(encoder) if _rank() == 0 else None)
+        checksum = _from_first_rank(encoder_checksum(encoder) if ranks.rank() == 0 else None)
         dtype = next(encoder.parameters()).dtype
         header = {
             "format_version": FORMAT_VERSION,
@@ -180,15 +180,15 @@ def build_cache(
             "width": encoder.width,
             "dtype": "uint16" if dtype == torch.bfloat16 else "float32",
         }
-        _together(lambda: _prepare(directory, header, resources) if _rank() == 0 else None)
-        present = _from_first_rank(FeatureCache(directory)._index["key"] if _rank() == 0 else None)
+        _together(lambda: _prepare(directory, header, resources) if ranks.rank() == 0 else None)
+        present = _from_first_rank(FeatureCache(directory)._index["key"] if ranks.rank() == 0 else None)
         missing = _missing(structures, set(present.tolist()))
-        share = _together(lambda: _count(missing[_rank() :: _world()], kind, limit))
+        share = _together(lambda: _count(missing[ranks.rank() :: ranks.world()], kind, limit))
         row_bytes = header["width"] * np.dtype(header["dtype"]).itemsize
         needed = sum(_from_all(sum(share.values()) * row_bytes))
         _together(lambda: _check_room(directory, needed))
         _together(lambda: _write_share(directory, encoder, share, limit, part_bytes // row_bytes, header))
-        parts = _from_first_rank(_parts(directory) if _rank() == 0 else None)  # other ranks may see new names late
+        parts = _from_first_rank(_parts(directory) if ranks.rank() == 0 else None)  # other ranks may see new names late
         return _together(lambda: FeatureCache(directory, checksum, limit, parts))
 
 
@@ -244,7 +244,7 @@ def _write_share(
     """Encode and write this rank's share of what is missing, part by part."""
     row_bytes = header["width"] * np.dtype(header["dtype"]).itemsize
     total = sum(counts.values()) * row_bytes
-    with _evaluating(encoder), ByteProgress() if _rank() == 0 and total else contextlib.nullcontext() as progress:
+    with _evaluating(encoder), ByteProgress() if ranks.rank() == 0 and total else contextlib.nullcontext() as progress:
         if progress:
             progress.start(f"encoding {header['kind']}s", total)
         # Long ones first: the largest batch comes at once, and like lengths share a batch.
@@ -370,20 +370,12 @@ def _compare(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
 # What is collective with several ranks, and plain alone.
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _together(function: Any) -> Any:
     return ranks.together(function) if dist.is_initialized() else function()
 
 
 def _from_all(value: int) -> list[int]:
-    values = [value] * _world()
+    values = [value] * ranks.world()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
     return values

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch_geometric.nn import MessagePassing
 
 from align.molecules import MoleculeGraph
-from job.errors import InputError
+from job.errors import InputError, first_line
 
 Kind = Literal["gin", "gcn"]
 BatchNormMode = Literal["fixed", "synchronised"]
@@ -276,14 +276,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
-        raise InputError(f"{path} is not a checkpoint of tensors ({_first_line(error)}); copy it again") from error
+        raise InputError(f"{path} is not a checkpoint of tensors ({first_line(error)}); copy it again") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} is not a plain state dict of tensors; save `encoder.state_dict()` of the 2D model")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _listed(names: list[str]) -> str:

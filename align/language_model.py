@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from align.settings import LoraSettings
-from job.errors import InputError
+from job.errors import InputError, first_line
 from job.files import sha256_file
 from job.tokenizer import read_settings, write_hf_tokenizer
 
@@ -42,7 +42,7 @@ def load_language_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
             directory, dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{directory} cannot be loaded as a language model: {_first_line(error)}") from None
+        raise InputError(f"{directory} cannot be loaded as a language model: {first_line(error)}") from None
     for name, neutral in _LOGIT_CHANGES.items():
         if getattr(model.config, name, neutral) not in (None, neutral):
             raise InputError(
@@ -106,7 +106,7 @@ def load_lora(model: PreTrainedModel, directory: Path) -> None:
         config = LoraConfig.from_pretrained(str(directory))
         tensors = load_file(directory / LORA_WEIGHTS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise InputError(f"{directory} is not a LoRA adapter: {_first_line(error)}") from None
+        raise InputError(f"{directory} is not a LoRA adapter: {first_line(error)}") from None
     _inject(model, config)
     wanted = {name: parameter for name, parameter in model.named_parameters() if is_lora(name)}
     found = {
@@ -138,13 +138,9 @@ def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
     try:
         model.add_adapter(config)
     except ValueError as error:
-        raise InputError(f"LoRA cannot be added to {model.config.model_type}: {_first_line(error)}") from None
+        raise InputError(f"LoRA cannot be added to {model.config.model_type}: {first_line(error)}") from None
     for name, parameter in model.named_parameters():
         if is_lora(name):
             parameter.data = parameter.data.float()  # small, and trained: bfloat16 would swallow updates
         else:
             parameter.requires_grad_(False)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

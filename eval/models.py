@@ -16,7 +16,7 @@ from align.language_model import load_tokenizer
 from align.model import AlignedModel
 from align.settings import MODEL_TYPE
 from job import manifest
-from job.errors import InputError
+from job.errors import InputError, first_line
 from job.files import read_json, sha256_file
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel
         try:
             language_model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
         except Exception as error:  # a damaged directory raises nearly anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise InputError(f"{directory} is not a model that transformers loads: {reason}") from error
         language_model.to(device).eval()
         tokenizer = _tokenizer(directory)
@@ -116,5 +116,5 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # files that are missing or damaged, a package that its class needs
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{directory} has no tokenizer that transformers loads: {reason}") from error

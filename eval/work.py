@@ -15,6 +15,7 @@ from rich.progress import track
 from align.batches import pack
 from job.errors import InputError
 from job.files import write_text
+from parallel import ranks
 
 Record = dict[str, Any]
 
@@ -30,7 +31,7 @@ class Journal:
         self._records: dict[str, Record] = {}
         head = json.dumps({"fingerprint": fingerprint})
         name = task.replace("/", "-")
-        mine = directory / f"{name}.rank-{_rank()}.jsonl"
+        mine = directory / f"{name}.rank-{ranks.rank()}.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             begun = torn = False
@@ -115,23 +116,15 @@ def work_through(
 
     Batches are the same whether or not a run was interrupted, so that its numbers are too.
     """
-    batches = pack(lengths, token_budget, _world())[_rank()] if identifiers else []
+    batches = pack(lengths, token_budget, ranks.world())[ranks.rank()] if identifiers else []
     left = [rows for rows in batches if any(identifiers[row] not in journal for row in rows)]
     console = Console(stderr=True)
-    for rows in track(left, what, console=console, disable=not console.is_terminal or _rank() != 0):
+    for rows in track(left, what, console=console, disable=not console.is_terminal or ranks.rank() != 0):
         journal.add(work(rows))
     if dist.is_initialized():
-        everyone: list[list[Record]] = [[] for _ in range(_world())]
+        everyone: list[list[Record]] = [[] for _ in range(ranks.world())]
         dist.all_gather_object(everyone, [journal[name] for name in identifiers if name in journal])
         found = {record["id"]: record for records in everyone for record in records}
     else:
         found = {name: journal[name] for name in identifiers}
     return [found[name] for name in identifiers]
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

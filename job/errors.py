@@ -29,6 +29,11 @@ class InputError(Exception):
         self.everywhere = everywhere
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, short enough for a sentence of ours; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main`, turn its outcome into an exit status, and never show a traceback for a user's mistake.
 

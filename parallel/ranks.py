@@ -80,6 +80,16 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def rank() -> int:
+    """This process's number; 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are; 1 where this one is alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def is_logging_rank() -> bool:
     """True on the one rank that prints and writes metrics."""
     return dist.get_rank() == 0

@@ -9,15 +9,15 @@ corrected for the number of measures (Holm), finds it and all seeds agree on the
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import run as evaluation
+from eval import run as suites
+from eval.reports.evaluation import Evaluation, read
 from job.errors import InputError
-from job.files import read_json, write_json, write_text
+from job.files import write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +126,7 @@ def _run(suite: str, models: Sequence[Path], words: Sequence[Any], options: argp
     for name in ("limit", "token_budget", "dtype", "device"):
         if getattr(options, name) is not None:
             fixed += [f"--{name.replace('_', '-')}", getattr(options, name)]
-    evaluation.main([str(word) for word in [*fixed, *words]], {})
+    suites.main([str(word) for word in [*fixed, *words]], {})
     return out
 
 
@@ -134,26 +134,25 @@ def _differences(out: Path, seed: int) -> list[Difference]:
     """One per task of a finished run, whose first model is the base."""
     import numpy as np
 
-    results = read_json(out / "results.json")["results"]
-    base, *continued = results
+    evaluation = read(out)
+    base, *continued = evaluation.results
     found = []
-    for task, result in results[base].items():
-        ours, below = _values(out, base, task)
-        theirs = np.stack([_values(out, model, task)[0] for model in continued])
-        name = "bits per byte" if "bits_per_byte" in result["metrics"] else next(iter(result["metrics"]))
-        better = next(iter(result["metrics"].values()))["higher_is_better"]
+    for task, result in evaluation.results[base].items():
+        ours, below = _values(evaluation, base, task)
+        theirs = np.stack([_values(evaluation, model, task)[0] for model in continued])
+        name = "bits per byte" if "bits_per_byte" in result.metrics else evaluation.first_metric(task)
+        better = result.metrics[evaluation.first_metric(task)].higher_is_better
         one = difference(f"{task}: {name}", ours, theirs, below, better, seed)
-        failed = [model for model in results if results[model][task]["failed"]]
+        failed = [model for model, of_model in evaluation.of_task(task).items() if of_model.failed]
         found.append(replace(one, failed=", ".join(failed) or None))
     return found
 
 
-def _values(out: Path, model: str, task: str) -> tuple[np.ndarray, np.ndarray]:
+def _values(evaluation: Evaluation, model: str, task: str) -> tuple[np.ndarray, np.ndarray]:
     """Per item what is summed, and what the sum is divided by."""
     import numpy as np
 
-    with open(out / "items" / model / f"{task}.jsonl", encoding="utf-8") as lines:
-        items = [json.loads(line) for line in lines]
+    items = list(evaluation.items(model, task))
     if "nats" in items[0]:
         return np.array([item["nats"] / np.log(2) for item in items]), np.array(
             [float(item["bytes"]) for item in items]

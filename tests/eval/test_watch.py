@@ -5,6 +5,7 @@ import json
 import pytest
 
 from eval import run, watch
+from eval.reports import evaluation
 from eval.trust import pretraining
 from job.errors import InputError
 from job.training import CheckpointConfig, TrackingConfig
@@ -84,6 +85,6 @@ def test_a_difference_between_a_model_and_itself_is_noise(inputs, tmp_path):
     out = tmp_path / "out"
     words = [inputs.hugging_face, "--suite", "perplexity", "--data", inputs.shards, "--out", str(out), *WORDS]
     run.main(words, {})
-    values, below = pretraining._values(out, "hf", "pmc")
+    values, below = pretraining._values(evaluation.read(out), "hf", "pmc")
     same = pretraining.difference("x", values, values[None].repeat(3, 0), below, False, 0)
     assert same.verdict == "noise" and same.difference == 0
