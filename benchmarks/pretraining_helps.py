@@ -27,9 +27,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where shards, models and results are kept")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", default="4e6", help="tokens of each run (default 4e6)")
-    parser.add_argument(
-        "--tasks", nargs="+", default=["medmcqa", "mmlu_anatomy", "mmlu_clinical_knowledge"], help="of suite qa"
-    )
+    parser.add_argument("--tasks", nargs="+", default=[], help="of suite qa (default: all whose files are in --data)")
     options = parser.parse_args()
     data, work = options.data.resolve(), options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -45,8 +43,8 @@ def main() -> None:
             run(["parallel", "export", work / f"run-{seed}", model])
         models.append(model)
     compare = ["eval", "pretraining", "--base", base, "--continued", *models, "--shards", work / "shards"]
-    compare += ["--sequence-length", "512", "--data", data, "--tasks", *options.tasks, "--out", work / "comparison"]
-    run(compare)
+    compare += ["--sequence-length", "512", "--data", data, "--out", work / "comparison"]
+    run([*compare, "--tasks", *options.tasks] if options.tasks else compare)
 
 
 def build(data: Path, base: Path, work: Path) -> None:
