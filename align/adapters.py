@@ -25,11 +25,22 @@ class Adapter(nn.Module):
         settings: one embedding per position, their mean, or a fixed number from learned queries; linear or two layers.
         width: of the encoder.
         hidden: width of the language model's embeddings.
+
+    Attributes:
+        standardise: whether what goes in is centred and scaled by the buffers `mean` and `deviation`, float32 [width],
+            which `align.standardise` measures.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, settings: AdapterSettings, width: int, hidden: int) -> None:
         super().__init__()
         self.tokens = settings.tokens
+        self.standardise = settings.standardise
+        if settings.standardise:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("deviation", torch.ones(width))
         self.resampler = Resampler(width, settings.number) if settings.tokens == "resampled" else None
         self.projection = _projection(settings.projection, width, hidden)
 
@@ -41,12 +52,17 @@ class Adapter(nn.Module):
             lengths: positions of each structure; their sum is N.
         """
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            if self.tokens == "pooled":
-                features = mean_of_each(features, lengths)
-            elif self.resampler is not None:
+            features = self.gather(features, lengths)
+            if self.standardise:
+                features = (features - self.mean) / self.deviation
+            if self.resampler is not None:
                 features = self.resampler(features, lengths)
             return self.projection(features)
+
+    def gather(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
+        """What is standardised, float32: the mean of each structure where they are pooled, else every position."""
+        features = features.float()
+        return mean_of_each(features, lengths) if self.tokens == "pooled" else features
 
 
 class Resampler(nn.Module):

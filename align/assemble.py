@@ -26,7 +26,7 @@ def build(config: AlignConfig) -> AlignedModel:
     computed = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     place = Path(config.model.language_model)
     with partitioned_loading(config):
-        language_model = load_language_model(place, torch.float32 if config.tune.mode == "all" else computed)
+        language_model = load_language_model(place, torch.float32 if config.trains_whole_language_model else computed)
     settings = config.settings()
     molecule_encoder, protein_encoder = None, None
     if settings.molecule is not None:
@@ -71,7 +71,7 @@ def frozen_checksums(config: AlignConfig) -> dict[str, str]:
     A part that starts from random weights and stays frozen is named by its seed.
     """
     checksums = {}
-    if config.tune.mode != "all":
+    if not config.trains_whole_language_model:
         checksums["language model"] = model_checksum(Path(config.model.language_model))
     if not config.trains_encoders:
         if config.molecule.use:

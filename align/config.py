@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from align.settings import AlignedSettings, LoraSettings, MoleculeSettings, PromptSettings, ProteinSettings, Tuning
+from align.settings import (
+    TRAINS_ENCODERS,
+    TRAINS_WHOLE_LANGUAGE_MODEL,
+    AlignedSettings,
+    LoraSettings,
+    MoleculeSettings,
+    PromptSettings,
+    ProteinSettings,
+    Tuning,
+)
 from job.config import Count
 from job.training import (
     TRAINING_RANGES,
@@ -67,7 +76,7 @@ class TuneConfig:
 
     mode: Tuning = "adapters"
     """adapters: only they, as released; encoders: these too; lora: adapters and low-rank updates of the language
-    model; all: adapters, encoders and language model"""
+    model; language_model: adapters and the language model; all: adapters, encoders and language model"""
     lora: LoraSettings = field(default_factory=LoraSettings)
     """the low-rank updates"""
 
@@ -211,6 +220,11 @@ class AlignConfig:
                 f"data.cache_directory keeps the outputs of frozen encoders, but tune.mode '{self.tune.mode}' trains "
                 "them; unset one of the two"
             )
+        if self.trains_encoders and (self.molecule.adapter.standardise or self.protein.adapter.standardise):
+            raise ValueError(
+                "adapter.standardise measures what a frozen encoder gives, once, but tune.mode "
+                f"'{self.tune.mode}' trains the encoders; unset one of the two"
+            )
         check_ranges(self, _RANGES)
 
     def steps(self, questions: int) -> int:
@@ -229,12 +243,17 @@ class AlignConfig:
     @property
     def trains_language_model(self) -> bool:
         """Whether DeepSpeed has to know the language model because parts of it are trained."""
-        return self.tune.mode in ("lora", "all")
+        return self.tune.mode == "lora" or self.trains_whole_language_model
+
+    @property
+    def trains_whole_language_model(self) -> bool:
+        """Whether all weights of the language model change."""
+        return self.tune.mode in TRAINS_WHOLE_LANGUAGE_MODEL
 
     @property
     def trains_encoders(self) -> bool:
         """Whether molecule and protein encoder change."""
-        return self.tune.mode in ("encoders", "all")
+        return self.tune.mode in TRAINS_ENCODERS
 
     @property
     def registers_language_model(self) -> bool:

@@ -45,8 +45,9 @@ def describe(config: AlignConfig) -> str:
 def _parts(config: AlignConfig) -> list[str]:
     """One line for each part that has its weights in safetensors files: how large, trained or frozen."""
     model = Path(config.model.language_model)
-    trained = {"adapters": "frozen", "encoders": "frozen", "lora": "frozen, with LoRA", "all": "trained"}
-    lines = [f"model       {_count(model)} parameters of the language model, {trained[config.tune.mode]}"]
+    fate = "trained" if config.trains_whole_language_model else "frozen"
+    fate += ", with LoRA" if config.tune.mode == "lora" else ""
+    lines = [f"model       {_count(model)} parameters of the language model, {fate}"]
     fate = "trained" if config.trains_encoders else "frozen"
     if config.molecule.use:
         given = config.molecule

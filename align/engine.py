@@ -110,7 +110,7 @@ def partitioned_loading(config: AlignConfig) -> Iterator[None]:
     from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     # DeepSpeed gives partitions the type of its own mixed precision, which is otherwise off here.
-    types = {"bf16": {"enabled": config.train.precision == "bf16" and config.tune.mode != "all"}}
+    types = {"bf16": {"enabled": config.train.precision == "bf16" and not config.trains_whole_language_model}}
     active = HfDeepSpeedConfig(settings(config) | types | {"train_batch_size": dist.get_world_size()})
     try:
         yield

@@ -19,10 +19,17 @@ from align.gnn import MoleculeBatch, MoleculeEncoder
 from align.language_model import add_lora, has_lora, is_lora
 from align.prompts import Kind, Turn
 from align.questions import Question
-from align.settings import AlignedSettings, LoraSettings, Tuning
+from align.settings import (
+    TRAINS_ENCODERS,
+    TRAINS_WHOLE_LANGUAGE_MODEL,
+    AlignedSettings,
+    LoraSettings,
+    Tuning,
+)
 from job.errors import InputError
 
-_KINDS: tuple[Kind, ...] = ("molecule", "protein")
+KINDS: tuple[Kind, ...] = ("molecule", "protein")
+"""Of structures, in the order in which everything goes through them."""
 
 
 class AlignedModel(nn.Module):
@@ -95,18 +102,19 @@ class AlignedModel(nn.Module):
 
     # What is trained.
 
-    def tune(self, mode: Tuning, lora: LoraSettings | None = None, encoders: bool | None = None) -> None:
+    def tune(self, mode: Tuning, lora: LoraSettings | None = None) -> None:
         """Choose what is trained, and freeze the rest.
 
         Args:
             mode: "adapters"; "encoders": adapters and encoders; "lora": adapters and LoRA layers, which are added to a
-                language model that has none; "all": all weights there are.
+                language model that has none; "language_model": adapters and language model; "all": all weights there
+                are.
             lora: settings of the layers added.
-            encoders: whether the encoders are trained, where that is to differ from what `mode` says.
 
         Raises `ValueError` where the language model is to be trained but is no submodule.
         """
-        if mode in ("lora", "all") and not self.registered:
+        whole_language_model = mode in TRAINS_WHOLE_LANGUAGE_MODEL
+        if (mode == "lora" or whole_language_model) and not self.registered:
             raise ValueError(f"tune('{mode}') trains the language model: build the model with register_language_model")
         if mode == "lora" and not has_lora(self.language_model):
             add_lora(self.language_model, lora or LoraSettings())
@@ -115,20 +123,23 @@ class AlignedModel(nn.Module):
                 adapter.requires_grad_(True)
         for encoder in (self.molecule_encoder, self.protein_encoder):
             if encoder is not None:
-                encoder.requires_grad_(mode in ("encoders", "all") if encoders is None else encoders)
+                encoder.requires_grad_(mode in TRAINS_ENCODERS)
         for name, parameter in self.language_model.named_parameters():
-            parameter.requires_grad_(mode == "all" or (mode == "lora" and is_lora(name)))
+            parameter.requires_grad_(whole_language_model or (mode == "lora" and is_lora(name)))
         self.tuning = mode
         self.train(self.training)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What training changes, by name in `state_dict`: parameters, and statistics of trained batch norms."""
+        """What training changes, by name in `state_dict`: parameters, and statistics.
+
+        These are those of trained batch norms, and what the adapters standardise by.
+        """
         state: dict[str, Tensor] = {
             name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad
         }
         if self.molecule_encoder is not None and _is_trained(self.molecule_encoder):
             state |= dict(self.molecule_encoder.named_buffers(prefix="molecule_encoder"))
-        return state
+        return state | {name: buffer for name, buffer in self.named_buffers() if "_adapter." in name}
 
     def train(self, mode: bool = True) -> AlignedModel:
         """As any module's, also for a language model that is no submodule; frozen encoders stay in evaluation mode."""
@@ -178,21 +189,21 @@ class AlignedModel(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings [B, T, hidden] of a batch, those of its structures in their places."""
         embedded = self.language_model.get_input_embeddings()(batch.ids.clamp(min=0))
-        for kind in _KINDS:
-            encoder, adapter = getattr(self, f"{kind}_encoder"), getattr(self, f"{kind}_adapter")
-            if encoder is None:
+        for kind in KINDS:
+            adapter = getattr(self, f"{kind}_adapter")
+            if adapter is None:
                 continue
             structures = batch.molecules if kind == "molecule" else batch.proteins
-            vectors = adapter(self._features(encoder, structures), structures.lengths)
+            vectors = adapter(self.features(kind, structures), structures.lengths)
             places = (batch.ids == PLACES[kind])[:, :, None]
             embedded = embedded.masked_scatter(places, vectors.to(embedded.dtype))
         return embedded
 
-    def _features(
-        self, encoder: MoleculeEncoder | ProteinEncoder, structures: MoleculeBatch | ProteinBatch | FeatureBatch
-    ) -> Tensor:
+    def features(self, kind: Kind, structures: MoleculeBatch | ProteinBatch | FeatureBatch) -> Tensor:
+        """What the encoder of this kind gives, [N, width]; structures from a cache have it with them."""
         if isinstance(structures, FeatureBatch):
             return structures.values
+        encoder = getattr(self, f"{kind}_encoder")
         with contextlib.nullcontext() if _is_trained(encoder) else torch.no_grad(), self._precision(encoder):
             return encoder(structures)
 

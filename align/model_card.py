@@ -99,7 +99,8 @@ def model_card(
 
 def _tokens(settings: AdapterSettings, position: str) -> str:
     counts = {"each": f"one token per {position}", "pooled": "one token", "resampled": f"{settings.number} tokens"}
-    return f"{counts[settings.tokens]}, {settings.projection} adapter"
+    standardised = "standardised, " if settings.standardise else ""
+    return f"{counts[settings.tokens]}, {standardised}{settings.projection} adapter"
 
 
 def _licence(directory: Path) -> str:

@@ -37,7 +37,13 @@ from align.language_model import (
 )
 from align.model import AlignedModel
 from align.model_card import model_card
-from align.settings import FORMAT_VERSION, MODEL_TYPE, AlignedSettings, read_config
+from align.settings import (
+    FORMAT_VERSION,
+    MODEL_TYPE,
+    TRAINS_WHOLE_LANGUAGE_MODEL,
+    AlignedSettings,
+    read_config,
+)
 from job.errors import InputError
 from job.files import atomic_directory, sha256_file, write_json, write_text
 from job.tokenizer import PROBES
@@ -70,7 +76,7 @@ def save_model_directory(
     sharded model shows before its parameters are gathered.
     """
     weights = _weights(model, state or {})
-    trained = model.tuning == "all" or any(
+    trained = model.tuning in TRAINS_WHOLE_LANGUAGE_MODEL or any(
         name.startswith("language_model.") and not is_lora(name) for name in (state or {})
     )
     source = model.language_model_directory

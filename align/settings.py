@@ -30,8 +30,12 @@ BIOLOGY = (
 """The system text of the released model's chat program."""
 
 Tokens = Literal["each", "pooled", "resampled"]
-Tuning = Literal["adapters", "encoders", "lora", "all"]
-"""What is trained: the adapters; adapters and encoders; adapters and LoRA on the language model; everything."""
+Tuning = Literal["adapters", "encoders", "lora", "language_model", "all"]
+"""What is trained: the adapters; adapters and encoders; adapters and LoRA on the language model; adapters and language
+model; everything."""
+
+TRAINS_ENCODERS = frozenset[Tuning]({"encoders", "all"})
+TRAINS_WHOLE_LANGUAGE_MODEL = frozenset[Tuning]({"language_model", "all"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class AdapterSettings:
     """embeddings per structure when "resampled" (ignored otherwise)"""
     projection: Literal["linear", "mlp"] = "linear"
     """"linear", as released, or "mlp": two layers"""
+    standardise: bool = False
+    """subtract the mean of the training structures from what goes in and divide by the standard deviation, both
+    measured before the first step: most of a pooled vector is what all structures have in common"""
 
     def __post_init__(self) -> None:
         if self.number < 1:

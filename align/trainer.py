@@ -23,6 +23,7 @@ from align.inputs import Inputs
 from align.model import AlignedModel
 from align.question_shards import QuestionSet
 from align.questions import Question
+from align.standardise import measure_statistics
 from data_shards.order import first_difference
 from job.directory import RunDirectory
 from job.errors import InputError
@@ -78,6 +79,8 @@ class Trainer:
         """The engine, continuing from a checkpoint if there is one."""
         if found is None:
             log.info("starting from %s", self.config.model.language_model)
+            if count := measure_statistics(self.model, self.order, self.config.data.token_budget, self.device):
+                log.info("standardising by the structures of %d questions", count)
             return Engine(self.model, self.config)
         path, body = found
         checkpoint.load_weights(path, self.model)
@@ -275,7 +278,7 @@ class Trainer:
     def _flops_per_token(self) -> float:
         """Of the language model's matrices: a frozen one computes no gradients of its weights (a third of the work)."""
         count = sum(whole_shape(p).numel() for p in self.model.language_model.parameters())
-        return (6 if self.config.tune.mode == "all" else 4) * float(count)
+        return (6 if self.config.trains_whole_language_model else 4) * float(count)
 
 
 def _packing(

@@ -47,6 +47,11 @@ MISTAKES = {
         '[tune]\nmode = "encoders"\n[data]\ncache_directory = "c"\nsources = [{path = "shards"}]',
         "data.cache_directory",
     ),
+    "statistics of what changes": (
+        "[train]",
+        '[molecule.adapter]\nstandardise = true\n[tune]\nmode = "encoders"\n[train]',
+        "adapter.standardise",
+    ),
     "batch of nothing": ("steps = 3", "steps = 3\nglobal_batch = 0", "train.global_batch is 0"),
     "misspelt mode": ("[train]", '[tune]\nmode = "adaptors"\n[train]', "tune.mode"),
 }

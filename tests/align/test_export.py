@@ -35,7 +35,10 @@ def runs(align_inputs, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("stage, world, mode", [(2, 1, "adapters"), (3, 2, "lora"), (3, 2, "all"), (2, 2, "encoders")])
+@pytest.mark.parametrize(
+    "stage, world, mode",
+    [(2, 1, "adapters"), (3, 2, "lora"), (3, 2, "all"), (2, 2, "encoders"), (1, 1, "language_model")],
+)
 def test_exported_model_has_the_losses_of_the_run(stage, world, mode, runs, align_inputs, tmp_path):
     directory = runs(stage, world, mode)
     main([str(directory), str(tmp_path / "model"), "--copy-language-model"])

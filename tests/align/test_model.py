@@ -189,18 +189,18 @@ PARTS = ("molecule_adapter", "protein_adapter", "molecule_encoder", "protein_enc
 
 
 @pytest.mark.parametrize(
-    ("mode", "encoders", "expected"),
+    ("mode", "expected"),
     [
-        ("adapters", None, PARTS[:2]),
-        ("encoders", None, PARTS[:4]),
-        ("lora", None, (*PARTS[:2], PARTS[4])),
-        ("lora", True, PARTS),
-        ("all", None, PARTS),
+        ("adapters", PARTS[:2]),
+        ("encoders", PARTS[:4]),
+        ("lora", (*PARTS[:2], PARTS[4])),
+        ("language_model", (*PARTS[:2], PARTS[4])),
+        ("all", PARTS),
     ],
 )
-def test_gradients_reach_what_is_tuned_and_nothing_else(real_data, questions, mode, encoders, expected):
+def test_gradients_reach_what_is_tuned_and_nothing_else(real_data, questions, mode, expected):
     model = small_model(real_data, registered=True)
-    model.tune(mode, encoders=encoders)
+    model.tune(mode)
     found = gradients(model, questions)
     for part in PARTS:
         norms = [grad.norm() for name, grad in found.items() if name.startswith(part) and grad is not None]
@@ -222,7 +222,7 @@ def test_language_model_outside_the_module_tree_is_neither_listed_nor_trained(re
     model = small_model(real_data)
     assert not any(name.startswith("language_model") for name in model.state_dict())
     assert model.train().language_model.training and not model.eval().language_model.training
-    for mode in ("lora", "all"):
+    for mode in ("lora", "language_model", "all"):
         with pytest.raises(ValueError, match="register_language_model"):
             model.tune(mode)
     model.tune("adapters")
