@@ -17,6 +17,7 @@ from align.esm import ProteinBatch, ProteinEncoder
 from align.examples import IGNORED, PLACES, Batch, Encoding, FeatureBatch
 from align.gnn import MoleculeBatch, MoleculeEncoder
 from align.language_model import add_lora, has_lora, is_lora
+from align.model_directory import load_model_directory, save_model_directory
 from align.prompts import Kind, Turn
 from align.questions import Question
 from align.settings import (
@@ -278,8 +279,6 @@ class AlignedModel(nn.Module):
         training: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a model directory; see `align.model_directory.save_model_directory`."""
-        from align.model_directory import save_model_directory
-
         save_model_directory(self, Path(directory), state, copy_language_model, training)
 
     @classmethod
@@ -291,9 +290,7 @@ class AlignedModel(nn.Module):
         **options: Any,
     ) -> AlignedModel:
         """Load a model directory; see `align.model_directory.load_model_directory` for `options`."""
-        from align.model_directory import load_model_directory
-
-        return load_model_directory(Path(directory), dtype, device, **options)
+        return load_model_directory(cls, Path(directory), dtype, device, **options)
 
 
 # Options of `generate` that are arguments of transformers' `generate`, not fields of its `GenerationConfig`.

@@ -16,7 +16,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -35,7 +35,6 @@ from align.language_model import (
     model_checksum,
     save_lora,
 )
-from align.model import AlignedModel
 from align.model_card import model_card
 from align.settings import (
     FORMAT_VERSION,
@@ -47,6 +46,9 @@ from align.settings import (
 from job.errors import InputError
 from job.files import atomic_directory, sha256_file, write_json, write_text
 from job.tokenizer import PROBES
+
+if TYPE_CHECKING:
+    from align.model import AlignedModel
 
 _ADAPTERS, _MOLECULE_ENCODER = "adapters.safetensors", "molecule_encoder.safetensors"
 _PROTEIN_ENCODER, _LANGUAGE_MODEL, _LORA = "protein_encoder", "language_model", "lora"
@@ -127,6 +129,7 @@ def save_model_directory(
 
 
 def load_model_directory(
+    model_class: type[AlignedModel],
     directory: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -137,6 +140,7 @@ def load_model_directory(
     """Load what `save_model_directory` wrote, frozen and in evaluation mode.
 
     Args:
+        model_class: `align.model.AlignedModel`, whose `from_pretrained` this is.
         directory: the model directory.
         dtype: of the language model and the protein encoder; molecule encoder and adapters are float32.
         device: where to put everything.
@@ -166,7 +170,7 @@ def load_model_directory(
     protein_encoder = None
     if settings.protein is not None:
         protein_encoder = load_protein_encoder(directory / _PROTEIN_ENCODER, dtype)
-    model = AlignedModel(
+    model = model_class(
         base,
         load_tokenizer(directory),
         settings,

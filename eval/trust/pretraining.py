@@ -9,6 +9,7 @@ corrected for the number of measures (Holm), finds it and all seeds agree on the
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,16 +55,25 @@ class Difference:
     """that items alone make such a difference (paired t over items); corrected for the number of measures"""
     failed: str | None = None
     """models whose numbers must not be used"""
+    constant: float | None = None
+    """what the same answer to every item scores at best; None where answers are not chosen"""
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `noise`; `not to be used`."""
+        """`better`, `worse`, or `noise`; `not to be used`.
+
+        A gain up to what a constant answer scores is said to be that: models learn the most frequent letter first.
+        """
         signs = {value > self.base for value in self.continued}
         if self.failed:
             return f"not to be used: {self.failed}"
         if self.p >= 0.05 or len(signs) > 1:
             return "noise"
-        return "better" if (self.difference > 0) == self.higher_is_better else "worse"
+        if (self.difference > 0) != self.higher_is_better:
+            return "worse"
+        if self.constant is not None and sum(self.continued) / len(self.continued) <= self.constant:
+            return "better, yet not above a constant answer"
+        return "better"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -144,7 +154,7 @@ def _differences(out: Path, seed: int) -> list[Difference]:
         better = result.metrics[evaluation.first_metric(task)].higher_is_better
         one = difference(f"{task}: {name}", ours, theirs, below, better, seed)
         failed = [model for model, of_model in evaluation.of_task(task).items() if of_model.failed]
-        found.append(replace(one, failed=", ".join(failed) or None))
+        found.append(replace(one, failed=", ".join(failed) or None, constant=_constant(evaluation, base, task)))
     return found
 
 
@@ -158,6 +168,12 @@ def _values(evaluation: Evaluation, model: str, task: str) -> tuple[np.ndarray, 
             [float(item["bytes"]) for item in items]
         )
     return np.array([float(item["score"]) for item in items]), np.ones(len(items))
+
+
+def _constant(evaluation: Evaluation, model: str, task: str) -> float | None:
+    """The share of the most frequent right answer."""
+    golds = [item["gold"] for item in evaluation.items(model, task) if "gold" in item]
+    return Counter(golds).most_common(1)[0][1] / len(golds) if golds else None
 
 
 def difference(
@@ -181,11 +197,14 @@ def difference(
 
 def table(differences: Sequence[Difference]) -> str:
     """Markdown."""
-    lines = ["| measure | items | before | after, by seed | difference [95 %] | |", "|---|---:|---:|---|---|---|"]
+    lines = [
+        "| measure | items | one constant answer | before | after, by seed | difference [95 %] | |",
+        "|---|---:|---:|---:|---|---|---|",
+    ]
     for found in differences:
         after = " / ".join(f"{value:.3f}" for value in found.continued)
         interval = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        lines.append(
-            f"| {found.measure} | {found.items:,} | {found.base:.3f} | {after} | {interval} | {found.verdict} |"
-        )
+        constant = "" if found.constant is None else f"{found.constant:.3f}"
+        values = [found.measure, f"{found.items:,}", constant, f"{found.base:.3f}", after, interval, found.verdict]
+        lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Checkpoints of a real run are scored as they appear, and whether training helped is told with intervals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -88,3 +89,10 @@ def test_a_difference_between_a_model_and_itself_is_noise(inputs, tmp_path):
     values, below = pretraining._values(evaluation.read(out), "hf", "pmc")
     same = pretraining.difference("x", values, values[None].repeat(3, 0), below, False, 0)
     assert same.verdict == "noise" and same.difference == 0
+
+
+def test_a_gain_that_one_constant_answer_makes_too_is_called_that():
+    gain = pretraining.Difference("x", 100, 0.2, [0.31, 0.33], 0.12, 0.1, 0.14, 0.01, True, p=0.001)
+    assert gain.verdict == "better"
+    for constant, verdict in ((0.30, "better"), (0.32, "better, yet not above a constant answer")):
+        assert replace(gain, constant=constant).verdict == verdict
