@@ -64,6 +64,8 @@ class RankBatches:
     """the rows of each micro-batch"""
     skipped: list[tuple[Question, InputError]] = field(default_factory=list)
     """questions that cannot be put to this model (the same on every rank)"""
+    cut: int = 0
+    """this rank's answers that were cut at the model's `max_length`"""
 
     @property
     def answer_tokens(self) -> int:
@@ -83,8 +85,9 @@ def rank_batches(questions: Sequence[Question], encoding: Encoding, budget: int,
         except InputError as error:
             skipped.append((question, error))
     mine = [[kept[row] for row in rows] for rows in pack(lengths, budget, world)[rank]]
-    batches = [encoding.collate([encoding.example(question) for question in rows]) for rows in mine]
-    return RankBatches(batches, sum(lengths), mine, skipped)
+    examples = [[encoding.example(question) for question in rows] for rows in mine]
+    cut = sum(int(example.ids[-1] != encoding.end_id) for rows in examples for example in rows)
+    return RankBatches([encoding.collate(rows) for rows in examples], sum(lengths), mine, skipped, cut)
 
 
 class TrainingBatches:

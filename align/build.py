@@ -204,6 +204,7 @@ def _build(
         "read": counts["read"],
         "duplicates": counts["duplicates"],
         "substituted": counts["substituted"],
+        **({"nameless": _nameless(everything)} if options.replace_names else {}),
         "rejected": dict(sorted(Counter(reject.reason for reject in rejects).items())),
         "groups": len(set(group_of)),
         "questions": {name: len(sides[name]) for name in SPLITS},
@@ -222,6 +223,10 @@ def _copying(training: list[Question], held_out: list[Question], options: argpar
 
 def _structures(questions: Sequence[Question]) -> int:
     return len({structure for question in questions for structure in (*question.molecules, *question.proteins)})
+
+
+def _nameless(items: Sequence[_Question]) -> int:
+    return sum(pubchem.THIS_MOLECULE.lower() in item.question.answer.lower() for item in items)
 
 
 def _first_reason(rejects: list[Reject]) -> str:
@@ -314,6 +319,11 @@ def _show(summary: dict[str, Any], directory: Path) -> None:
     )
     if summary["substituted"]:
         print(f"{summary['substituted']:,} questions about molecules with atoms or bonds that encoders read as others")
+    if "nameless" in summary:
+        kept = sum(summary["questions"].values())
+        print(
+            f'{summary["nameless"]:,} of {kept:,} answers say "{pubchem.THIS_MOLECULE}"; others had no name to be found'
+        )
     for split in SPLITS:
         print(f"{split}: {summary['questions'][split]:,} questions about {summary['structures'][split]:,} structures")
     if any(summary["copying"].values()):

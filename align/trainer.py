@@ -183,6 +183,7 @@ class Trainer:
             "perf/answer_tokens_per_sec_per_device": answer_tokens / (ended - began) / self.world,
             "perf/padding": 1 - prepared.tokens / padded,
             "health/skipped": len(self._skipped),
+            "health/cut_answers": self._sum(float(prepared.cut)),
         }
 
     def _take_batches(self) -> RankBatches:

@@ -1,5 +1,7 @@
 """Micro-batches: every question once, within the budget, the same rounds on all ranks, and little padding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,14 @@ def test_questions_that_do_not_fit_are_skipped_alike_on_every_rank(encoding, rea
         assert all(isinstance(error, InputError) for _, error in share.skipped)
     rows = [question for share in shares for group in share.questions for question in group]
     assert sorted(question.id for question in rows) == sorted(question.id for question in good)
+
+
+def test_answers_that_are_cut_are_counted(encoding, real_data):
+    whole = chebi_questions(real_data, 3)
+    long = replace(whole[0], answer=whole[0].answer * 200)
+    shares = [rank_batches([*whole, long, long], encoding, 2000, rank, 2) for rank in range(2)]
+    assert sum(share.cut for share in shares) == 2 and not shares[0].skipped
+    assert rank_batches(whole, encoding, 2000, 0, 1).cut == 0
 
 
 def test_steps_are_a_pure_function_of_their_number(align_inputs, encoding, tmp_path):

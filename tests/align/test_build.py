@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_mistakes_are_one_sentence(real_data, tmp_path):
 
 def test_inspect_shows_a_question(real_data, tmp_path, capsys):
     run("pubchemqa", real_data / "pubchem_desc" / "pcdes.open.jsonl", "--replace-names", "--out", tmp_path / "out")
-    capsys.readouterr()
+    assert re.search(r'9\d\d of 9\d\d answers say "This molecule"', capsys.readouterr().out)
     inspect.main([str(tmp_path / "out"), "--order", "3", "--count", "2", "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
     assert len(rows) == 2 and all(row["id"].startswith("pubchem:") for row in rows)
