@@ -182,7 +182,8 @@ def _score_model(
                 result = task.combine(results)
             else:
                 model = model or _load(directory, options)
-                result = _measure(task, model, parts, fingerprint)
+                of_answers = _fingerprint(identity, task, options, without=task.scored_by)
+                result = _measure(task, model, parts, of_answers)
             result.made_by = result.made_by | {"dtype": options.dtype, "device": options.device}
             _keep(parts, task, fingerprint, result)
         results[task.name] = result
@@ -212,9 +213,10 @@ def _load(directory: Path, options: argparse.Namespace) -> EvalModel:
     return load(directory, getattr(torch, options.dtype), device)
 
 
-def _fingerprint(identity: str, task: Task, options: argparse.Namespace) -> str:
-    """Of all that decides a task's numbers; its change makes what was measured before void."""
-    content = [identity, task.name, task.made_by, options.dtype, options.device, options.token_budget, _versions()]
+def _fingerprint(identity: str, task: Task, options: argparse.Namespace, without: frozenset[str] = frozenset()) -> str:
+    """Of all that decides a task's numbers (`without` some of it); its change makes what was measured before void."""
+    made_by = {key: value for key, value in task.made_by.items() if key not in without}
+    content = [identity, task.name, made_by, options.dtype, options.device, options.token_budget, _versions()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -27,6 +27,8 @@ class Task:
     combine: Callable[[Mapping[str, TaskResult]], TaskResult] | None = None
     """of a task that asks nothing of its own: its result, made of those of one model's tasks before it, by name,
     whether measured now or kept from an earlier run; `run` gives the same where these are not at hand"""
+    scored_by: frozenset[str] = frozenset()
+    """keys of `made_by` that decide what answers score, not what they are: answers outlive their change"""
 
 
 class Suite(Protocol):

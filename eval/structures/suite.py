@@ -58,7 +58,7 @@ def _task(data: StructureSet, scorer: TextScorer, options: argparse.Namespace) -
         "seed": options.seed,
     }
     work = _Structures(data, scorer, made_by, options.max_new_tokens, options.token_budget, options.seed)
-    return Task(data.name, made_by, work.run)
+    return Task(data.name, made_by, work.run, scored_by=frozenset({"scoring", "seed"}))
 
 
 @dataclass

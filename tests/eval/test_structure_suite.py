@@ -160,7 +160,7 @@ def test_a_constant_answer_is_one_of_training_s_most_central(sets):
     assert constant_answers(training, [replace(asked[0], question="What?")]) == [""]
 
 
-def test_a_rerun_gives_the_same_bytes_and_a_killed_run_goes_on(model, sets, monkeypatch, tmp_path):
+def test_a_rerun_gives_the_same_bytes_and_a_killed_run_goes_on(model, sets, monkeypatch, tmp_path, real_data):
     data = [sets["chebi20"]]
     first, second = tmp_path / "first", tmp_path / "second"
     run(monkeypatch, model, data, first)
@@ -194,6 +194,9 @@ def test_a_rerun_gives_the_same_bytes_and_a_killed_run_goes_on(model, sets, monk
     calls.clear()
     run(monkeypatch, model, data, first)
     assert not calls and (first / "results.json").read_bytes() == whole
+    vocabulary = real_data / "wordpiece_vocabularies" / "scibert_scivocab_uncased.txt"
+    run(monkeypatch, model, data, first, "--vocabulary", vocabulary)  # the same answers, scored in another way
+    assert not calls and (first / "results.json").read_bytes() != whole
 
 
 def test_what_a_model_cannot_read_counts_as_an_empty_answer(real_data, sets, tmp_path, monkeypatch):
