@@ -98,6 +98,7 @@ class RestartConfig:
     """most nodes that preflight may exclude, one after the other"""
 
 
+MEMORY = re.compile(r"(\d+)([KMGT]?)")  # sbatch(1), --mem: megabytes unless another unit is named
 TIME = re.compile(r"\d+(-\d+(:\d+(:\d+)?)?|:\d+(:\d+)?)?")  # sbatch(1), --time
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
 
@@ -126,6 +127,8 @@ class ClusterConfig:
             node: NodeConfig = getattr(self, kind)
             if not TIME.fullmatch(node.time):
                 raise ValueError(f"{kind}.time is '{node.time}'; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
+            if node.memory and not MEMORY.fullmatch(node.memory):
+                raise ValueError(f"{kind}.memory is '{node.memory}'; write 900G, or 0 for all of it")
             for directive in node.directives:
                 if not directive.startswith("-"):
                     raise ValueError(f"{kind}.directives: '{directive}' is no option of sbatch (--name=value)")

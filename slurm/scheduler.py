@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.errors import InputError
+from slurm.cluster import MEMORY
 
 _SECONDS = 60
 # squeue(1), "JOB STATE CODES": a job in one of these may still run.
@@ -124,6 +125,12 @@ def partitions(gpu_type: str = "") -> list[Partition]:
         many, cores, megabytes = (int(value.rstrip("+")) for value in (nodes, cpus, memory))
         found.append(Partition(name.rstrip("*"), name.endswith("*"), many, cores, megabytes, gpus, minutes(limit)))
     return found
+
+
+def megabytes(memory: str) -> float:
+    """Megabytes of a memory size as `--mem` takes it (`128G`); 0 for the empty one."""
+    found = MEMORY.fullmatch(memory)
+    return int(found[1]) * {"K": 2**-10, "": 1, "M": 1, "G": 2**10, "T": 2**20}[found[2]] if found else 0
 
 
 def minutes(limit: str) -> float:

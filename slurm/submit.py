@@ -99,10 +99,12 @@ def _check_cluster(stages: Sequence[chains.Stage], cluster: clusters.ClusterConf
         said = f"the cluster description, for stage '{stage.name}',"
         if not mine:
             raise InputError(f"{said} names {where}; sinfo lists {', '.join(sorted({p.name for p in listed}))}")
-        fit = [p for p in mine if p.gpus >= asked.gpus and p.cpus >= asked.node.cpus]
+        memory = scheduler.megabytes(asked.node.memory)
+        fit = [p for p in mine if p.gpus >= asked.gpus and p.cpus >= asked.node.cpus and p.memory_mb >= memory]
         if not fit:
-            most = f"{max(p.gpus for p in mine)} GPUs and {max(p.cpus for p in mine)} CPUs"
-            raise InputError(f"{said} asks for {asked.gpus} GPUs and {asked.node.cpus} CPUs; {where} has {most} a node")
+            wanted = f"{asked.gpus} GPUs, {asked.node.cpus} CPUs and {memory:,.0f} MB of memory"
+            most = " or ".join(sorted({f"{p.gpus} GPUs, {p.cpus} CPUs and {p.memory_mb:,} MB" for p in mine}))
+            raise InputError(f"{said} asks for {wanted}; {where} has {most} a node")
         if (nodes := sum(p.nodes for p in fit)) < asked.nodes:
             raise InputError(f"{said} asks for {asked.nodes} nodes; {where} has {nodes} such nodes that respond")
         longest = max(p.minutes for p in fit)

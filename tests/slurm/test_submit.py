@@ -89,7 +89,8 @@ def test_cancel_and_submit_again(slurm, sandbox):
     "cluster, chain, words",
     [
         ('[cpu]\npartition = "big"', "", "sinfo lists low, main"),
-        ("[cpu]\ncpus = 100", "", "the default partition has 2 GPUs and 8 CPUs a node"),
+        ("[cpu]\ncpus = 100", "", "100 CPUs and 0 MB of memory; the default partition has 2 GPUs, 8 CPUs and "),
+        ('[cpu]\nmemory = "9T"', "", "9,437,184 MB of memory; the default partition has"),
         ("", "nodes = 9", "asks for 9 nodes; the default partition has 3 such nodes"),
         ('[cpu]\ntime = "3:00:00"', "", "allows 2:00:00"),
         ("[gpu]\ngpus = 4", 'node = "gpu"\ngpus = 5', "the cluster description says 4"),
