@@ -32,6 +32,8 @@ PROGRAMS: dict[str, list[str]] = {
     "watch": ["eval", "watch"],
 }
 TRAINING = ("pretrain", "align")
+RESUMABLE = ("shards", "eval")
+"""Kinds that do not train, and go on where they stopped."""
 _ON_GPUS = (*TRAINING, "eval", "watch")
 
 

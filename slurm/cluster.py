@@ -88,10 +88,12 @@ class PreflightConfig:
 
 @dataclass
 class RestartConfig:
-    """How a training job goes on after a time limit, a preemption or a crash."""
+    """How a job goes on after a time limit, and a training job after a preemption or a crash, too."""
 
     signal_seconds: int = 300
     """USR1 comes this long before the time limit: time to finish a step and write a checkpoint"""
+    time_limits: int = 20
+    """times that a job of kind shards or eval, which goes on where it stopped, is queued again at its time limit"""
     without_progress: int = 3
     """restarts in a row without a newer checkpoint after which the job gives up"""
     exclude_nodes: int = 4

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.errors import InputError
-from slurm.chain import TRAINING, Stage
+from slurm.chain import RESUMABLE, TRAINING, Stage
 from slurm.cluster import ClusterConfig, ContainerConfig, NodeConfig, PreflightConfig, RestartConfig
+from slurm.scheduler import minutes
+
+_SECONDS_TO_REQUEUE = 60  # Slurm's clock of time limits ticks once in half a minute
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def _options(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request)
     options.append(f"--time={asked.time}")
     if stage.config.kind in TRAINING:
         options.append(f"--signal=USR1@{cluster.restart.signal_seconds}")
+    if _goes_on(stage, asked):
+        options.append(f"--signal=B:USR1@{_SECONDS_TO_REQUEUE}")
     if stage.array:
         options.append(f"--array=0-{stage.array - 1}")
     options += ["--requeue", "--open-mode=append"]
@@ -147,7 +152,10 @@ def _environment(stage: Stage, cluster: ClusterConfig) -> list[str]:
 def _programs(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request) -> list[str]:
     """Run the stage's programs one after the other; the first that fails ends the job."""
     launch = _launcher(cluster, place, asked)
-    lines = []
+    resumable = _goes_on(stage, asked)
+    lines = _again_at_the_limit(cluster) if resumable else []
+    # A shell hears a signal while it waits, but not while a program runs in its foreground.
+    wait = " &\nwait $!" if resumable else ""
     for number, command in enumerate(stage.commands):
         words = command if isinstance(command, str) else shlex.join(command)
         if words.split(" ")[0] == "python":
@@ -158,8 +166,28 @@ def _programs(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
             lines += [f"    {index}) set -- {shlex.join(more)} ;;" for index, more in enumerate(stage.config.each)]
             lines += ["esac"]
             words += ' "$@"'
-        lines.append(f"{launch}{words}" + ("" if last else " || exit"))
+        lines.append(f"{launch}{words}{wait}" + ("" if last else " || exit"))
     return lines
+
+
+def _goes_on(stage: Stage, asked: Request) -> bool:
+    """Whether the job is queued again at its time limit: it is resumable, and the limit leaves it time to do much."""
+    return stage.config.kind in RESUMABLE and minutes(asked.time) * 60 > 10 * _SECONDS_TO_REQUEUE
+
+
+def _again_at_the_limit(cluster: ClusterConfig) -> list[str]:
+    """Queue the job again when its time is nearly over."""
+    return [
+        "# When its time is nearly over, the job is queued again: its program goes on where it stopped.",
+        "again() {",
+        '    echo "slurm: the time limit is near: the job is queued again" >&2',
+        "    trap '' TERM # which the batch script gets when its job is queued again",
+        '    scontrol requeue "$SLURM_JOB_ID"',
+        "    exit",
+        "}",
+        "trap '' USR1",
+        f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {cluster.restart.time_limits} ]; then trap again USR1; fi',
+    ]
 
 
 def _watch(stage: Stage, programs: list[str]) -> list[str]:
@@ -209,7 +237,7 @@ def _training(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
     if container.image:
         alone = _inside(container) if container.tool == "apptainer" else _launcher(cluster, place, asked, alone=True)
     after = f'{alone}{python} -m slurm after "$run" --exit-code "$status" --started "$started"'
-    limits = _changed(cluster.restart, RestartConfig(), ("signal_seconds",))
+    limits = _changed(cluster.restart, RestartConfig(), ("signal_seconds", "time_limits"))
     return [
         *lines,
         "",

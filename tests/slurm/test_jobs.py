@@ -158,3 +158,33 @@ def test_alignment_goes_on_after_a_kill(slurm, sandbox, align_inputs, tmp_path):
     assert [ending.decision for ending in endings(run)] == ["requeue", "done"]
     assert_equal_alignments(final(run), final(tmp_path / "whole"))
     assert samples_in_order(run) == samples_in_order(tmp_path / "whole")
+
+
+def test_building_goes_on_after_its_time_limit(slurm, sandbox, real_data):
+    here = slurm.directory
+    (here / "cluster.toml").write_text(CLUSTER.format(preflight="false"))
+    (here / "build.toml").write_text(f"""
+        output = "shards"
+        tokenizer = "{real_data}/stories260K/hf"
+        [[sources]]
+        name = "pmc"
+        format = "pmc"
+        paths = ["{real_data}/jats_fulltext/*.tar.gz"]
+    """)
+    (here / "chain.toml").write_text("""
+        directory = "chain"
+        [[stages]]
+        name = "shards"
+        kind = "shards"
+        config = "build.toml"
+    """)
+    code, told = slurm("submit", "chain.toml", "--cluster", "cluster.toml")
+    assert code == 0, told
+    job = stages(here / "chain")["shards"]["job"]
+    log = here / "chain" / "slurm" / f"shards-{job}.log"
+    wait_for(lambda: log.exists() and "reading" in log.read_text(), 60, lambda: logs(here / "chain"))
+    sandbox.call("scancel", "--batch", "--signal=USR1", job)  # as Slurm does a minute before the limit
+    assert sandbox.wait(job, 120) == "COMPLETED", log.read_text()
+    assert sandbox.field(job, "Restarts") == "1"
+    assert "the time limit is near: the job is queued again" in log.read_text()
+    assert (here / "shards" / "manifest.json").exists()
