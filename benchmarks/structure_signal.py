@@ -4,8 +4,8 @@
 
 Everything goes through the project's own commands: a tokenizer and a small Llama are trained on captions (data_shards,
 parallel, pretrain), then aligned to a molecule encoder that starts from random weights (align train), on ChEBI-20 rows
-of at most 32 atoms whose captions are cut to 30 words. Per split (the published one, and scaffolds) and seed, models
-that differ in their data alone:
+of at most 32 atoms whose captions are cut to 30 words. Per set of rows (`published`: the published split; `scaffold`:
+by scaffolds) and seed, models that differ in their data alone:
 
     true       each caption with its molecule
     shuffled   captions with molecules of other rows, in training and in the test (language model trained)
@@ -20,12 +20,13 @@ atom. One that stays frozen must already look at what its prompt gives it, as a 
 captions by heart: it has been trained on other captions (larger molecules, PubChem) whose prompts hold some of their
 words, and gets eight resampled tokens of a molecule.
 
-`--proteins` does the same for the first clause of SGD's descriptions of yeast proteins, with one pooled, standardised
-token of an ESM-2 that keeps its random weights (language model trained only: every caption at hand is a row); take
-`--epochs 4`. What such an encoder gives is little more than how often each residue occurs.
+`yeast` (the first clause of SGD's descriptions of yeast proteins, one in five held out) and `uniprot` (answers to the
+questions of UniProtQA, clusters of like sequences held out) do the same for proteins: one pooled, standardised token of
+an ESM-2 that keeps its random weights, the language model trained. What such an encoder gives is little more than how
+often each residue occurs.
 
 Prints Markdown; results are kept in `--work`, and a second run goes on where the first one stopped. About an hour for
-both splits of molecules on two free cores.
+everything on two free cores.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ sys.path.insert(0, str(ROOT))
 from align.controls import PairedTest  # noqa: E402
 from align.molecules import MoleculeError, featurise  # noqa: E402
 from align.prompts import Turn, build_prompt  # noqa: E402
-from align.question_shards import STAGE, write_split  # noqa: E402
+from align.question_shards import STAGE, QuestionSet, write_split  # noqa: E402
 from align.questions import MOLECULE_QUESTION, Question  # noqa: E402
 from align.settings import PromptSettings  # noqa: E402
 from align.splits import SplitSettings, assign, groups  # noqa: E402
@@ -93,6 +94,7 @@ class Arm:
     adapter: str
     rate: float
     conditions: tuple[str, ...]
+    proteins: bool = False
 
 
 CONDITIONS = ("true", "none", "shuffled")
@@ -100,9 +102,13 @@ EACH, EIGHT = '{tokens = "each"}', '{tokens = "resampled", number = 8}'
 POOLED = '{tokens = "pooled", standardise = true}'
 ARMS = {
     "trainable": Arm("language model trained", "all", "language-model", EACH, 1e-3, CONDITIONS),
-    "proteins": Arm("language model trained", "language_model", "language-model", POOLED, 1e-3, CONDITIONS),
+    "proteins": Arm(
+        "language model trained", "language_model", "language-model", POOLED, 1e-3, CONDITIONS, proteins=True
+    ),
     "frozen": Arm("language model frozen", "encoders", "prompt-reader", EIGHT, 3e-3, ("true", "constant")),
 }
+EPOCHS = {"published": 2.0, "scaffold": 2.0, "yeast": 4.0, "uniprot": 12.0}
+PROTEINS = ("yeast", "uniprot")
 CONSTANT_RATE = 1e-3  # at 3e-3, one seed in three ends 0.08 nats above the others
 
 
@@ -111,27 +117,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="directory that holds chebi20/ and the like")
     parser.add_argument("--work", type=Path, required=True, help="where models and results are kept")
-    parser.add_argument("--proteins", action="store_true", help="yeast proteins instead of molecules")
-    parser.add_argument("--splits", nargs="+", default=["published", "scaffold"])
-    parser.add_argument("--arms", nargs="+", choices=["trainable", "frozen"], default=["trainable", "frozen"])
+    parser.add_argument("--splits", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="sets of rows (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="what is trained (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=2.0, help="of alignment (default 2)")
+    parser.add_argument("--epochs", type=float, help=f"of alignment (default: {EPOCHS})")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
-    if options.proteins:
-        options.arms = ["proteins"]
-    splits = ["random"] if options.proteins else options.splits
-    for split in splits:
-        work = options.work / ("proteins" if options.proteins else split)
-        rows = protein_rows(options.data) if options.proteins else molecule_rows(options.data, split)
+    for split in options.splits:
+        work = options.work / split
+        arms = [arm for arm in options.arms if ARMS[arm].proteins == (split in PROTEINS)]
+        rows = protein_rows(options.data, split, work) if split in PROTEINS else molecule_rows(options.data, split)
         prepare(work, *rows)
-        corpus = texts(options.data, options.proteins, {row.id for row in rows[1]})
-        make_language_models(
-            work, corpus, {row.id for row in rows[0]}, {ARMS[arm].language_model for arm in options.arms}
-        )
+        corpus = protein_texts(options.data, split, rows[0]) if split in PROTEINS else texts(options.data)
+        held_out = {row.id for row in rows[1]}
+        corpus = {name: text for name, text in corpus.items() if name not in held_out}
+        make_language_models(work, corpus, {row.id for row in rows[0]}, {ARMS[arm].language_model for arm in arms})
         jobs = [
-            (work, ARMS[arm], condition, seed, options.epochs)
-            for arm in options.arms
+            (work, ARMS[arm], condition, seed, options.epochs or EPOCHS[split])
+            for arm in arms
             for seed in range(options.seeds)
             for condition in ARMS[arm].conditions
         ]
@@ -140,7 +143,7 @@ def main() -> None:
             list(pool.map(lambda job: train(*job), jobs))
         finally:
             pool.shutdown(cancel_futures=True)
-        for arm in options.arms:
+        for arm in arms:
             print(report(work, split, ARMS[arm], options.seeds, len(rows[0]), len(rows[1])), flush=True)
 
 
@@ -172,36 +175,61 @@ def _chebi(file: Path) -> Iterable[Question]:
         yield Question(f"chebi20:{compound}", MOLECULE_QUESTION, answer, (smiles,), (), (atoms,))
 
 
-def protein_rows(data: Path) -> tuple[list[Question], list[Question]]:
-    """Yeast proteins with the first clause of their description, one in five held out."""
-    rows = []
+def protein_rows(data: Path, split: str, work: Path) -> tuple[list[Question], list[Question]]:
+    """Yeast proteins with the first clause of their description, or Swiss-Prot entries with UniProtQA's questions."""
+    if split == "yeast":
+        rows = [
+            Question(
+                entry["entry_name"], PROTEIN_QUESTION, first_clause(entry), (), (entry["sequence"][:MAX_RESIDUES],)
+            )
+            for entry in yeast_entries(data)
+        ]
+        random.Random(0).shuffle(rows)
+        return rows[len(rows) // 5 :], rows[: len(rows) // 5]
+    if not (work / "entries").exists():
+        (work / "logs").mkdir(parents=True, exist_ok=True)
+        words = ["uniprotqa", data / "uniprot" / "uniprot_sprot.open.dat.gz", "--out", work / "entries"]
+        words += ["--split", "identity", "--clusters", "kmers", "--validation-fraction", "0", "--test-fraction", "0.25"]
+        run(["align", "build", *words], work / "logs" / "entries")
+    train_rows, test_rows = (
+        [
+            replace(row, answer=cut(row.answer, ANSWER_WORDS), proteins=(row.proteins[0][:MAX_RESIDUES],))
+            for row in QuestionSet(work / "entries", name)
+        ]
+        for name in ("train", "test")
+    )
+    return train_rows, test_rows
+
+
+def yeast_entries(data: Path) -> list[dict[str, str]]:
+    """SGD's descriptions of yeast proteins."""
     with gzip.open(data / "yeast_protein_text" / "yeast_sgd.open.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            answer = cut(entry["description"].split(";")[0], ANSWER_WORDS)
-            sequence = entry["sequence"][:MAX_RESIDUES]
-            rows.append(Question(entry["entry_name"], PROTEIN_QUESTION, answer, (), (sequence,)))
-    random.Random(0).shuffle(rows)
-    return rows[len(rows) // 5 :], rows[: len(rows) // 5]
+        return [json.loads(line) for line in lines]
 
 
-def texts(data: Path, proteins: bool, held_out: set[str]) -> dict[str, str]:
-    """What the language model is trained on, by id: every caption at hand but those of the test rows."""
+def first_clause(entry: dict[str, str]) -> str:
+    """Of a description: what the protein is or does."""
+    return cut(entry["description"].split(";")[0], ANSWER_WORDS)
+
+
+def protein_texts(data: Path, split: str, training: list[Question]) -> dict[str, str]:
+    """What the language model is trained on, by id: descriptions of yeast proteins, and the answers to be learnt."""
+    found = {entry["entry_name"]: entry["description"] for entry in yeast_entries(data)}
+    return found if split == "yeast" else found | {row.id: row.answer for row in training}
+
+
+def texts(data: Path) -> dict[str, str]:
+    """What the language model is trained on, by id: every caption at hand."""
     found: dict[str, str] = {}
-    if proteins:
-        with gzip.open(data / "yeast_protein_text" / "yeast_sgd.open.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for entry in map(json.loads, lines):
-                found[entry["entry_name"]] = entry["description"]
-    else:
-        for line in (data / "pubchem_desc" / "pcdes.open.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
-            entry = json.loads(line)
-            found[f"chebi20:{entry['CID']}"] = entry["description"]
-        for name in ("train_open.txt", "test_open.txt"):
-            for line in (data / "chebi20" / name).read_text(encoding="utf-8").split("\n")[1:]:
-                if line:
-                    compound, _, text = line.split("\t")
-                    found[f"chebi20:{compound}"] = text
-    return {name: text for name, text in found.items() if name not in held_out}
+    for line in (data / "pubchem_desc" / "pcdes.open.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+        entry = json.loads(line)
+        found[f"chebi20:{entry['CID']}"] = entry["description"]
+    for name in ("train_open.txt", "test_open.txt"):
+        for line in (data / "chebi20" / name).read_text(encoding="utf-8").split("\n")[1:]:
+            if line:
+                compound, _, text = line.split("\t")
+                found[f"chebi20:{compound}"] = text
+    return found
 
 
 def cut(text: str, words: int) -> str:
@@ -393,7 +421,7 @@ def align(
     epochs: float,
 ) -> None:
     """`align train` and `align export`."""
-    proteins = work.name == "proteins"
+    proteins = work.name in PROTEINS
     molecule = f"use = {str(not proteins).lower()}\nlayers = 4\nwidth = 128\nmax_atoms = {MAX_ATOMS}\n"
     protein = "use = false\n"
     if proteins:
