@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RANKS=$(or $(RANKS),2) bash configs/demo/run.sh
 
 test: $(INSTALLED)
-	BIOMEDGPT_INSTALL_PACKAGES=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	BIOMEDGPT_INSTALL_PACKAGES=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
