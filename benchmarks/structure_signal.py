@@ -53,7 +53,7 @@ from align.controls import PairedTest  # noqa: E402
 from align.molecules import MoleculeError, featurise  # noqa: E402
 from align.prompts import Turn, build_prompt  # noqa: E402
 from align.question_shards import STAGE, QuestionSet, write_split  # noqa: E402
-from align.questions import MOLECULE_QUESTION, Question  # noqa: E402
+from align.questions import FAMILY, FUNCTION, LOCATION, MOLECULE_QUESTION, NAMES, Question  # noqa: E402
 from align.settings import PromptSettings  # noqa: E402
 from align.splits import SplitSettings, assign, groups  # noqa: E402
 from job import manifest  # noqa: E402
@@ -188,7 +188,8 @@ def protein_rows(data: Path, split: str, work: Path) -> tuple[list[Question], li
         return rows[len(rows) // 5 :], rows[: len(rows) // 5]
     if not (work / "entries").exists():
         (work / "logs").mkdir(parents=True, exist_ok=True)
-        words = ["uniprotqa", data / "uniprot" / "uniprot_sprot.open.dat.gz", "--out", work / "entries"]
+        (work / "entries.json").write_text(json.dumps(uniprotqa(data)))
+        words: list[str | Path] = ["uniprotqa", work / "entries.json", "--out", work / "entries"]
         words += ["--split", "identity", "--clusters", "kmers", "--validation-fraction", "0", "--test-fraction", "0.25"]
         run(["align", "build", *words], work / "logs" / "entries")
     train_rows, test_rows = (
@@ -199,6 +200,17 @@ def protein_rows(data: Path, split: str, work: Path) -> tuple[list[Question], li
         for name in ("train", "test")
     )
     return train_rows, test_rows
+
+
+def uniprotqa(data: Path) -> dict[str, dict[str, object]]:
+    """Swiss-Prot entries with the questions and answers of UniProtQA, in its published format."""
+    fields = {"function": FUNCTION, "names": NAMES, "family": FAMILY, "subcellular_location": LOCATION}
+    found: dict[str, dict[str, object]] = {}
+    for line in (data / "uniprot" / "uniprot_entries.open.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+        entry = json.loads(line)
+        asked = [[question, ", ".join(entry[field])] for field, question in fields.items() if entry[field]]
+        found[entry["accession"]] = {"sequence": entry["sequence"], "data": asked}
+    return found
 
 
 def yeast_entries(data: Path) -> list[dict[str, str]]:
