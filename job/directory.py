@@ -107,7 +107,8 @@ class RunDirectory:
 class RunLock:
     """Holds `lock` in a run directory for as long as the process lives; the kernel drops it when the process dies.
 
-    Raises `InputError` where another process holds it (named with its host) or the directory cannot be written.
+    Raises `InputError` where another process holds it (named with its host), where the directory cannot be written, and
+    where its file system has no locks.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -121,12 +122,18 @@ class RunLock:
             ) from None
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._handle.seek(0)
             holder = self._handle.read().strip() or "another process"
             self._handle.close()
             raise InputError(
                 f"run directory {run.path} is in use by {holder}; wait for it, or choose another directory"
+            ) from None
+        except OSError as error:
+            self._handle.close()
+            raise InputError(
+                f"run directory {run.path} cannot be locked ({error.strerror}); mount its file system with locks (on "
+                "Lustre: option 'flock'), or choose a directory on another one with 'directory'"
             ) from None
         job = os.environ.get("SLURM_JOB_ID")
         self._handle.seek(0)

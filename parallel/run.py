@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from job import config as configs
+from job import restarts
 from job.directory import RunDirectory, RunLock
 from job.errors import InputError
 from job.schedule import warm_up_warning
@@ -25,12 +27,16 @@ def enter(run: RunDirectory, resources: contextlib.ExitStack, log: logging.Logge
     """Lock the run directory on rank 0, number the attempt, and give each rank its log file; collective.
 
     The console shows what `log` says at INFO on rank 0; the files also hold what ends a rank, traceback included.
-    `resources` gives the lock back when it is closed.
+    The file `stop` asks a job that Slurm has queued again not to go on; at a first start it asked an earlier job, and
+    is removed. `resources` gives the lock back when it is closed.
     """
     problem, attempt = None, 0
     if ranks.is_logging_rank():
         try:
             resources.callback(RunLock(run).release)
+            restarts.note_unseen(run)
+            if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0 and run.stop_file.exists():
+                raise InputError(f"training was asked to stop by {run.stop_file}; submit it again to go on")
             run.remove_leftovers()
             attempt = run.next_attempt()
             run.log_file(attempt, 0).parent.mkdir(parents=True)

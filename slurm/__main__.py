@@ -11,6 +11,7 @@ VERBS = {
     "cancel": ("slurm.cancel:main", "cancel all jobs of a chain"),
     "preflight": ("slurm.preflight:main", "are the nodes of this job fit for training? (under srun)"),
     "after": ("slurm.after:main", "what is to happen now that a training job has ended? (in job scripts)"),
+    "ended": ("slurm.ended:main", "does no training job of a run wait or run any more? (in job scripts)"),
 }
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from job import config as configs
 from job.errors import InputError
-from slurm.cluster import TIME
+from slurm.cluster import TIME, secret_in
 
 Kind = Literal["shards", "pretrain", "align", "export", "eval", "watch", "command"]
 
@@ -34,7 +34,9 @@ PROGRAMS: dict[str, list[str]] = {
 TRAINING = ("pretrain", "align")
 RESUMABLE = ("shards", "eval")
 """Kinds that do not train, and go on where they stopped."""
-_ON_GPUS = (*TRAINING, "eval", "watch")
+PARALLEL = (*TRAINING, "eval")
+"""Kinds that run as many processes at once, on several nodes."""
+_ON_GPUS = (*PARALLEL, "watch")
 
 
 @dataclass
@@ -67,11 +69,11 @@ class StageConfig:
     node: Literal["auto", "gpu", "cpu"] = "auto"
     """which of the cluster's nodes (auto: gpu for pretrain, align, eval and watch)"""
     nodes: int = 1
-    """how many of them"""
+    """how many of them; more than one for pretrain, align and eval only"""
     gpus: int | None = None
     """of a node (unset: what the cluster description says)"""
     tasks: int | None = None
-    """processes on a node (likewise)"""
+    """processes on a node (likewise); only one for other kinds than pretrain, align and eval"""
     time: str = ""
     """longest time (likewise)"""
 
@@ -94,6 +96,14 @@ class ChainConfig:
         for stage in self.stages:
             _check(stage, seen)
             seen[stage.name] = stage
+        for stage in self.stages:
+            if stage.parts and (taken := _parts_name(stage)) in seen:
+                raise ValueError(f"stage '{taken}' needs another name: the parts of stage '{stage.name}' have it")
+
+
+def _parts_name(stage: StageConfig) -> str:
+    """What the array job is called that reads the input of a stage with `parts`."""
+    return f"{stage.name}-parts"
 
 
 def _check(stage: StageConfig, before: dict[str, StageConfig]) -> None:
@@ -123,6 +133,15 @@ def _check(stage: StageConfig, before: dict[str, StageConfig]) -> None:
         raise ValueError(f"{where} begins when its training begins, and looks every minute at most")
     if stage.time and not TIME.fullmatch(stage.time):
         raise ValueError(f"{where}: time is '{stage.time}'; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
+    if stage.kind not in PARALLEL and (stage.nodes > 1 or stage.tasks not in (None, 1)):
+        raise ValueError(
+            f"{where}: kind {stage.kind} is one process on one node; 'nodes' and 'tasks' are for {', '.join(PARALLEL)}"
+        )
+    if secret := next(filter(None, map(secret_in, stage.commands)), None):
+        raise ValueError(
+            f"{where}: {secret} in 'commands' looks like a secret, and scripts can be read by others; export it in the "
+            "shell that you submit from"
+        )
     if stage.nodes < 1 or stage.parts < 0 or min(stage.gpus or 0, stage.tasks or 0) < 0:
         raise ValueError(f"{where}: nodes, parts, gpus and tasks cannot be negative, and one node is the least")
 
@@ -232,7 +251,7 @@ def _resolve(stages: Sequence[StageConfig]) -> tuple[Stage, ...]:
                 words = ["parallel" if of.config.kind == "pretrain" else "align", "export", str(of.run), str(to)]
         command = ("python", "-m", *words, *stage.arguments)
         if stage.parts:
-            parts = replace(stage, name=f"{stage.name}-parts")
+            parts = replace(stage, name=_parts_name(stage))
             line = f'{shlex.join(command)} --part "$SLURM_ARRAY_TASK_ID/{stage.parts}"'
             resolved[parts.name] = Stage(parts, tuple(after), (line,), array=stage.parts)
             after = [parts.name]

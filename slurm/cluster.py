@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class NodeConfig:
     cpus: int = 0
     """CPU cores of a node (0: what Slurm gives by itself)"""
     memory: str = ""
-    """memory of a node, as Slurm writes it (900G; 0 is all of it); unset: what Slurm gives by itself"""
+    """memory of a node, as Slurm writes it (900G; 0 is all of it); unset: what Slurm gives by itself; a job that takes
+    a part of the GPUs asks for that part of cores and memory"""
     time: str = "24:00:00"
     """longest time of one job; a training run that needs more goes on in the same job, queued again"""
     directives: list[str] = field(default_factory=list)
@@ -53,7 +55,7 @@ class EnvironmentConfig:
     """What the shell of a job sets up."""
 
     setup: list[str] = field(default_factory=list)
-    """lines of shell before everything else"""
+    """lines of shell before everything else; the first that fails ends the job"""
     modules: list[str] = field(default_factory=list)
     """environment modules to load"""
     virtual_environment: str = ""
@@ -77,13 +79,14 @@ class PreflightConfig:
     seconds: float = 60.0
     """longest time of all checks together"""
     free_disk_gib: float = 50.0
-    """room that the run directory must have"""
+    """room that the run directory must have; without it the job ends, and says so"""
     free_gpu_memory: float = 0.9
     """share of a GPU's memory that must be free"""
     clock_seconds: float = 5.0
     """largest difference between the clocks of two nodes"""
     bandwidth_gbytes: float = 0.0
-    """smallest bandwidth of an all-reduce over all GPUs, in 10^9 bytes per second (0: measured, not judged)"""
+    """smallest bandwidth of an all-reduce over all GPUs, in 10^9 bytes per second (0: measured, not judged);
+    below it the job ends, and says so: which node is slow, nobody can tell from it"""
 
 
 @dataclass
@@ -102,7 +105,17 @@ class RestartConfig:
 
 MEMORY = re.compile(r"(\d+)([KMGT]?)")  # sbatch(1), --mem: megabytes unless another unit is named
 TIME = re.compile(r"\d+(-\d+(:\d+(:\d+)?)?|:\d+(:\d+)?)?")  # sbatch(1), --time
-_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
+# how names of secrets end, or one of their words does; names of files that hold one are none
+_SECRET_NAME = re.compile(
+    r"(?!.*_(FILE|PATH|DIR)$).*(.KEY|TOKEN|SECRETS?|(?<!BY)PASS(WORD|WD|PHRASE)?|CREDENTIALS?)($|_)", re.IGNORECASE
+)
+# not what a shell looks up, nor a path or a number
+_ASSIGNMENT = re.compile(r"(?<!\$)\b([A-Za-z_]\w*)=(?![\"']?([$`/~]|[\d.]+(\W|$)))\S")
+_SECRET_VALUE = re.compile(r"://[^/\s:@$]*:[^/\s@$]+@|\b(hf_|ghp_|github_pat_|sk-|AKIA)\w{16,}")
+_NO_SECRETS = (
+    "looks like a secret, and scripts can be read by others; export it in the shell that you submit from (sbatch "
+    "passes it on), or keep it in a file such as ~/.netrc"
+)
 
 
 @dataclass
@@ -134,19 +147,48 @@ class ClusterConfig:
             for directive in node.directives:
                 if not directive.startswith("-"):
                     raise ValueError(f"{kind}.directives: '{directive}' is no option of sbatch (--name=value)")
+            if not re.fullmatch(r"[\w.+-]*", node.gpu_type):
+                raise ValueError(f"{kind}.gpu_type is '{node.gpu_type}'; write a type as sinfo lists it, such as h100")
             if min(node.gpus, node.tasks, node.cpus) < 0:
                 raise ValueError(f"{kind}: gpus, tasks and cpus cannot be negative")
         for name in self.environment.variables:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 raise ValueError(f"environment.variables: '{name}' is no name of a variable")
-            if _SECRET.search(name):
-                raise ValueError(
-                    f"environment.variables: {name} looks like a secret, and scripts can be read by others; export it "
-                    "in the shell that you submit from (sbatch passes it on), or keep it in a file such as ~/.netrc"
-                )
+            if _SECRET_NAME.match(name):
+                raise ValueError(f"environment.variables: {name} {_NO_SECRETS}")
+        _check_ranges(self.preflight, self.restart)
         for value in _texts(configs.as_dict(self)):
+            if secret := secret_in(value):
+                raise ValueError(f"{secret} {_NO_SECRETS}")
             if re.search(r"[\x00-\x1f\x7f]", value):
                 raise ValueError(f"{value!r} has a line break or another control character in it")
+
+
+def secret_in(text: str) -> str | None:
+    """What in a text looks like a secret, by the name that it is assigned to or by its form; little of it is told."""
+    for found in _ASSIGNMENT.finditer(text):
+        if _SECRET_NAME.match(found[1]):
+            return f"{found[1]}=..."
+    form = _SECRET_VALUE.search(text)
+    return f"'{form[0][:6]}...'" if form else None
+
+
+def _check_ranges(preflight: PreflightConfig, restart: RestartConfig) -> None:
+    """Raise `ValueError` for a number that makes no sense."""
+    for name, value, least, most in (
+        ("preflight.seconds", preflight.seconds, 10, 86_400),
+        ("preflight.free_disk_gib", preflight.free_disk_gib, 0, math.inf),
+        ("preflight.free_gpu_memory", preflight.free_gpu_memory, 0, 1),
+        ("preflight.clock_seconds", preflight.clock_seconds, 0.1, math.inf),
+        ("preflight.bandwidth_gbytes", preflight.bandwidth_gbytes, 0, math.inf),
+        ("restart.signal_seconds", restart.signal_seconds, 1, 65_535),  # sbatch(1), --signal
+        ("restart.time_limits", restart.time_limits, 0, math.inf),
+        ("restart.without_progress", restart.without_progress, 0, math.inf),
+        ("restart.exclude_nodes", restart.exclude_nodes, 0, math.inf),
+    ):
+        if not (math.isfinite(value) and least <= value <= most):
+            limits = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:,g}"
+            raise ValueError(f"{name} is {value}; it must be {limits}")
 
 
 def _texts(value: object) -> list[str]:

@@ -12,11 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.errors import InputError
-from slurm.chain import RESUMABLE, TRAINING, Stage
+from slurm.chain import PARALLEL, RESUMABLE, TRAINING, Stage
 from slurm.cluster import ClusterConfig, ContainerConfig, NodeConfig, PreflightConfig, RestartConfig
-from slurm.scheduler import minutes
+from slurm.scheduler import megabytes, minutes
 
 _SECONDS_TO_REQUEUE = 60  # Slurm's clock of time limits ticks once in half a minute
+_QUEUE_AGAIN = """\
+queue_again() {
+    trap '' TERM # which the batch script gets when its job is queued again
+    local give_up=$((SECONDS + 600))
+    until scontrol requeue "$SLURM_JOB_ID"; do # the controller may be away for minutes
+        if [ "$SECONDS" -ge "$give_up" ]; then return 1; fi
+        sleep 10
+    done
+}
+"""
+
+
+_SETUP_FAILED = (
+    '[ "${#BASH_SOURCE[@]}" -gt 1 ] || '
+    '{ echo "slurm: the environment cannot be set up: line $LINENO of the job script fails" >&2; exit 1; }'
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +71,12 @@ class Request:
 
 
 def request(stage: Stage, cluster: ClusterConfig) -> Request:
-    """What a stage asks for on a cluster. Raises `InputError` where it has more GPUs than its nodes."""
+    """What a stage asks for on a cluster.
+
+    Raises `InputError` where it has more GPUs than its nodes, or no time to train before it is to save and end.
+    """
     config, node = stage.config, cluster.gpu if stage.on_gpus else cluster.cpu
-    parallel = config.kind in (*TRAINING, "eval")
+    parallel = config.kind in PARALLEL
     gpus = node.gpus if config.gpus is None else config.gpus
     if gpus > node.gpus:
         raise InputError(
@@ -67,7 +86,14 @@ def request(stage: Stage, cluster: ClusterConfig) -> Request:
         gpus = min(gpus, 1)
     tasks = config.tasks if config.tasks is not None else node.tasks
     tasks = (tasks or gpus or 1) if parallel else 1
-    return Request(node, config.nodes, tasks, gpus, config.time or node.time)
+    limit, signal = config.time or node.time, cluster.restart.signal_seconds
+    if config.kind in TRAINING and 0 < minutes(limit) * 60 < 2 * signal:
+        raise InputError(
+            f"stage '{stage.name}' has a time of {limit}, at the end of which it gets {signal} s to save: that leaves "
+            "less than half of it for training; give it more time, or lower restart.signal_seconds in the cluster "
+            "description"
+        )
+    return Request(node, config.nodes, tasks, gpus, limit)
 
 
 def script(stage: Stage, cluster: ClusterConfig, place: Place) -> str:
@@ -76,7 +102,7 @@ def script(stage: Stage, cluster: ClusterConfig, place: Place) -> str:
     training = stage.config.kind in TRAINING
     body = _training(stage, cluster, place, asked) if training else _programs(stage, cluster, place, asked)
     if stage.config.kind == "watch":
-        body = _watch(stage, body)
+        body = _watch(stage, cluster, place, asked, body)
     sections = [
         [
             "#!/bin/bash",
@@ -105,8 +131,8 @@ def _options(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request)
         options.append(f"--gpus-per-node={f'{node.gpu_type}:' if node.gpu_type else ''}{asked.gpus}")
     if cores := _cores_of_task(asked):
         options.append(f"--cpus-per-task={cores}")
-    if node.memory and not (node.memory == "0" and asked.gpus < node.gpus):  # not all of it for a part of the GPUs
-        options.append(f"--mem={node.memory}")
+    if memory := _memory(asked):
+        options.append(f"--mem={memory}")
     options.append(f"--time={asked.time}")
     if stage.config.kind in TRAINING:
         options.append(f"--signal=USR1@{cluster.restart.signal_seconds}")
@@ -121,10 +147,24 @@ def _options(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request)
     return options + list(node.directives)
 
 
+def _share(asked: Request) -> float:
+    """The part of a node that a job takes: that of its GPUs."""
+    return asked.gpus / asked.node.gpus if asked.gpus and asked.node.gpus else 1.0
+
+
 def _cores_of_task(asked: Request) -> int:
-    """CPU cores of one process; of a job that takes a part of the node's GPUs, that part of its cores."""
-    share = asked.gpus / asked.node.gpus if asked.gpus and asked.node.gpus else 1.0
-    return max(1, int(asked.node.cpus * share) // asked.tasks) if asked.node.cpus else 0
+    """CPU cores of one process."""
+    return max(1, int(asked.node.cpus * _share(asked)) // asked.tasks) if asked.node.cpus else 0
+
+
+def _memory(asked: Request) -> str:
+    """Memory of a node; empty: what Slurm gives by itself."""
+    node = asked.node
+    if node.memory == "0" and asked.gpus < node.gpus:  # a part of all of it is no number
+        return ""
+    if not node.memory or _share(asked) == 1:
+        return node.memory
+    return f"{max(1, int(megabytes(node.memory) * _share(asked)))}M"
 
 
 def _environment(stage: Stage, cluster: ClusterConfig) -> list[str]:
@@ -134,7 +174,16 @@ def _environment(stage: Stage, cluster: ClusterConfig) -> list[str]:
         lines.append(f"module load {shlex.join(settings.modules)}")
     if settings.virtual_environment:
         lines.append(f"source {_path(settings.virtual_environment)}/bin/activate")
-    variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if lines:
+        lines = [
+            "# The first line that fails ends the job; what a sourced file goes on after does not count.",
+            f"trap '{_SETUP_FAILED}' ERR",
+            *lines,
+            "trap - ERR",
+        ]
+    # srun passes all of this on, even where sbatch was told --export=NONE
+    variables = {"SLURM_EXPORT_ENV": "ALL", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    variables["TOKENIZERS_PARALLELISM"] = "false"
     if stage.on_gpus:
         variables |= {"NCCL_DEBUG": "WARN", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     if stage.config.kind == "pretrain":
@@ -178,11 +227,11 @@ def _goes_on(stage: Stage, asked: Request) -> bool:
 def _again_at_the_limit(cluster: ClusterConfig) -> list[str]:
     """Queue the job again when its time is nearly over."""
     return [
+        _QUEUE_AGAIN,
         "# When its time is nearly over, the job is queued again: its program goes on where it stopped.",
         "again() {",
         '    echo "slurm: the time limit is near: the job is queued again" >&2',
-        "    trap '' TERM # which the batch script gets when its job is queued again",
-        '    scontrol requeue "$SLURM_JOB_ID"',
+        "    queue_again",
         "    exit",
         "}",
         "trap '' USR1",
@@ -190,21 +239,22 @@ def _again_at_the_limit(cluster: ClusterConfig) -> list[str]:
     ]
 
 
-def _watch(stage: Stage, programs: list[str]) -> list[str]:
+def _watch(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request, programs: list[str]) -> list[str]:
     """Score, then queue the job again, to begin after a while, until training has ended."""
+    ended = f"{_alone(cluster, place, asked)}{_python(cluster, place)} -m slurm ended"
     return [
+        _QUEUE_AGAIN,
         f"run={_path(str(stage.run))}",
         "# Has training ended? Asked before scoring, so that the last checkpoint is not missed.",
         "ended=0",
-        """if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && ! grep -q '"status": "running"' "$run/state.json" &&""",
-        """    tail -n 1 "$run/restarts.jsonl" | grep -Eq '"decision": "(done|stop)"'; then""",
+        'if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] &&',
+        f'    {ended} "$run"; then',
         "    ended=1",
         "fi",
         *programs,
         "status=$?",
         'if [ "$ended" -eq 0 ]; then',
-        "    trap '' TERM # which the batch script gets when its job is queued again",
-        '    scontrol requeue "$SLURM_JOB_ID" || exit 1',
+        "    queue_again || exit 1",
         f'    scontrol update JobId="$SLURM_JOB_ID" StartTime=now+{stage.config.every_minutes}minutes',
         "fi",
         'exit "$status"',
@@ -218,7 +268,14 @@ def _training(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
     assert not isinstance(command, str)
     run, python = _path(str(stage.run)), _python(cluster, place)
     launch = _launcher(cluster, place, asked)
-    lines = ["run=" + run, "started=$(date +%s)", "status=0"]
+    lines = [
+        _QUEUE_AGAIN,
+        "run=" + run,
+        "started=$(date +%s)",
+        "status=0",
+        "# where a rank says what mistake has ended it",
+        'export BIOMEDGPT_MISTAKE="$run/.mistake-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"',
+    ]
     train = f"{launch}{python} {shlex.join(command[1:])} || status=$?"
     if cluster.preflight.use:
         options = _changed(cluster.preflight, PreflightConfig(), ("use",))
@@ -232,11 +289,7 @@ def _training(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
         ]
     else:
         lines += ["", train]
-    container = cluster.environment.container
-    alone = ""
-    if container.image:
-        alone = _inside(container) if container.tool == "apptainer" else _launcher(cluster, place, asked, alone=True)
-    after = f'{alone}{python} -m slurm after "$run" --exit-code "$status" --started "$started"'
+    after = f'{_alone(cluster, place, asked)}{python} -m slurm after "$run" --exit-code "$status" --started "$started"'
     limits = _changed(cluster.restart, RestartConfig(), ("signal_seconds", "time_limits"))
     return [
         *lines,
@@ -248,12 +301,14 @@ def _training(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
         "case $decision in",
         "    done) exit 0 ;;",
         "    requeue*)",
-        "        trap '' TERM # which the batch script gets when its job is queued again",
-        '        scontrol requeue "$SLURM_JOB_ID" || exit 1',
+        "        queue_again || exit 1",
         "        exclude=${decision#requeue}",
         '        if [ -n "$exclude" ]; then',
         '            before=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %x)',
-        '            scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${before:+$before,}${exclude# }"',
+        '            if ! scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${before:+$before,}${exclude# }"; then',
+        '                echo "slurm: Slurm does not leave out${exclude}: the job is cancelled" >&2',
+        '                scancel "$SLURM_JOB_ID"',
+        "            fi",
         "        fi",
         "        exit 0",
         "        ;;",
@@ -280,6 +335,14 @@ def _launcher(cluster: ClusterConfig, place: Place, asked: Request, alone: bool 
     return shlex.join(words) + (" \\\n    " if len(shlex.join(words)) > 60 or inside else " ") + inside
 
 
+def _alone(cluster: ClusterConfig, place: Place, asked: Request) -> str:
+    """What runs one of our own programs by itself: nothing, or the container."""
+    container = cluster.environment.container
+    if container.image and container.tool == "pyxis":
+        return _launcher(cluster, place, asked, alone=True)
+    return _inside(container)
+
+
 def _inside(container: ContainerConfig) -> str:
     """What runs a program in an apptainer container."""
     if not container.image:
@@ -300,7 +363,7 @@ def _changed(settings: object, defaults: object, without: Sequence[str]) -> str:
     for name, default in vars(defaults).items():
         value = getattr(settings, name)
         if name not in without and value != default:
-            words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+            words += [f"--{name.replace('_', '-')}", str(value)]
     return "".join(f" {word}" for word in words)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,36 +29,50 @@ class Entry:
     """run directory of a training stage"""
 
 
-def write(directory: Path, source: Path, entries: Sequence[Entry]) -> None:
-    """Keep what was submitted."""
+def write(directory: Path, source: Path, entries: Sequence[Entry], earlier: Sequence[Entry] = ()) -> None:
+    """Keep what was submitted, and those of the chain's stages that were submitted `earlier` and not again.
+
+    A run directory that lies elsewhere gets a pointer to the chain.
+    """
     body = {
         "format_version": _FORMAT_VERSION,
         "source": str(source),
         "working_directory": str(Path.cwd()),
         "submitted": round(time.time()),
-        "stages": [asdict(entry) for entry in entries],
+        "stages": [asdict(entry) for entry in (*earlier, *entries)],
     }
-    write_json(directory / "slurm" / "chain.json", body)
+    here = directory.resolve()
+    write_json(record_file(directory), body)
     for entry in entries:
-        if entry.run is not None and Path(entry.run) != directory:
-            write_json(Path(entry.run) / "slurm" / "chain.json", {"chain": str(directory.resolve())})
+        if entry.run is not None and Path(entry.run).resolve() != here:
+            write_json(record_file(Path(entry.run)), {"chain": str(here)})
 
 
 def read(directory: Path) -> list[Entry]:
     """The stages that were submitted from a chain's directory, or that a run directory belongs to.
 
-    Raises `InputError` where there are none.
+    Raises `InputError` where there are none, or what there is was not written by `submit`.
     """
-    path = directory / "slurm" / "chain.json"
+    path = record_file(directory)
     if not path.exists():
         raise InputError(f"{path} does not exist: nothing was submitted there with `python -m slurm submit`")
-    body = read_json(path)
-    if "chain" in body:
-        return read(Path(body["chain"]))
-    if body.get("format_version", 0) > _FORMAT_VERSION:
-        raise InputError(f"{path} has format version {body['format_version']}, newer than this code: update biomedgpt")
-    entries = [Entry(**entry) for entry in body["stages"]]
-    if (there := Path(body["working_directory"])) == Path.cwd():
+    seen = set()
+    while True:
+        seen.add(path.resolve())
+        body = read_json(path)
+        if not isinstance(body, dict) or "chain" not in body:
+            break
+        path = record_file(Path(body["chain"]))
+        if path.resolve() in seen:
+            raise InputError(f"{path} points to itself as the record of a chain; remove it, and see `squeue --me`")
+    try:
+        if body["format_version"] > _FORMAT_VERSION:
+            version = body["format_version"]
+            raise InputError(f"{path} has format version {version}, newer than this code: update biomedgpt")
+        entries, there = [Entry(**entry) for entry in body["stages"]], Path(body["working_directory"])
+    except (KeyError, TypeError):
+        raise InputError(f"{path} is not a record of what was submitted; remove it, and see `squeue --me`") from None
+    if there == Path.cwd():
         return entries
     return [
         replace(entry, log=str(there / entry.log), run=str(there / entry.run) if entry.run else None)
@@ -66,7 +82,7 @@ def read(directory: Path) -> list[Entry]:
 
 def active(directory: Path) -> list[Entry]:
     """Those stages whose jobs wait or run."""
-    if not (directory / "slurm" / "chain.json").exists():
+    if not record_file(directory).exists():
         return []
     found = []
     for entry in read(directory):
@@ -74,3 +90,31 @@ def active(directory: Path) -> list[Entry]:
         if job is not None and job.unfinished:
             found.append(entry)
     return found
+
+
+def record_file(directory: Path) -> Path:
+    """Where what was submitted is kept."""
+    return directory / "slurm" / "chain.json"
+
+
+@contextlib.contextmanager
+def submitting(directories: Iterable[Path]) -> Iterator[None]:
+    """Keep other submits out of some directories, so that two at once do not both find that nothing runs there.
+
+    Raises `InputError` where another one is at work. A file system without locks goes without.
+    """
+    with contextlib.ExitStack() as resources:
+        for directory in sorted({path.resolve() for path in directories}):
+            path = directory / "slurm" / "submit.lock"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle = resources.enter_context(open(path, "a", encoding="utf-8"))
+            except OSError as error:
+                raise InputError(f"cannot write {path}: {error.strerror}; choose another 'directory'") from None
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{directory} is being submitted by another process; wait for it") from None
+            except OSError:
+                continue
+        yield

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,12 @@ _UNFINISHED = {
     "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
     "RESIZING", "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED",
 }  # fmt: skip
+
+# Who a rank is (job.launch), and what Slurm tells a job; not where its commands find the cluster.
+_OF_A_JOB = re.compile(
+    r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
+    r"|SBATCH_(CPU|MEM)_BIND|SLURM_(?!CONF|CLUSTERS$|JWT$|SACK_)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,12 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def call(*words: str) -> str:
+def call(*words: str, environment: Mapping[str, str] | None = None) -> str:
     """What a command of Slurm prints. Raises `InputError` where it is not there or refuses, with its own words."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=_SECONDS, env=environment
+        )
     except FileNotFoundError:
         raise InputError(f"{words[0]} is not here: run this where jobs are submitted (a login node)") from None
     except subprocess.TimeoutExpired:
@@ -62,7 +72,13 @@ def submit(script: Path, after: Sequence[str], condition: str = "afterok") -> st
     options = []
     if after:
         options = [f"--dependency={condition}:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
-    return call("sbatch", "--parsable", *options, str(script)).strip().split(";")[0]
+    words = ("sbatch", "--parsable", *options, str(script))
+    return call(*words, environment=_not_of_a_job(os.environ)).strip().split(";")[0]
+
+
+def _not_of_a_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a job has set: sbatch passes all on, and its ranks would take it for their own."""
+    return {name: value for name, value in environment.items() if not _OF_A_JOB.match(name)}
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -146,3 +162,23 @@ def minutes(limit: str) -> float:
     if len(parts) == 3:  # hours:minutes:seconds
         return parts[0] * 60 + parts[1] + parts[2] / 60
     return parts[0] + (parts[1] / 60 if len(parts) == 2 else 0.0)  # minutes[:seconds]
+
+
+def hosts(nodes: str) -> list[str]:
+    """All names of a node list as Slurm writes it: `a[08-10,12],b` is a08, a09, a10, a12, b.
+
+    `scontrol show hostnames` says the same, but is seldom there in a container.
+    """
+    names = []
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        choices = []
+        for text, inside in re.findall(r"([^\[]+)|\[([^\]]*)\]", item):
+            choices.append([text] if text else [number for part in inside.split(",") for number in _numbers(part)])
+        names += ["".join(parts) for parts in itertools.product(*choices)]
+    return names
+
+
+def _numbers(part: str) -> list[str]:
+    """`08-10` is 08, 09, 10."""
+    first, dash, last = part.partition("-")
+    return [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)] if dash else [first]

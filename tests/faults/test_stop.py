@@ -5,7 +5,9 @@ import signal
 
 import pytest
 
-from tests.faults.jobs import ForkedJob, complete_job, samples_in_order
+from job import restarts
+from job.directory import RunDirectory
+from tests.faults.jobs import ForkedJob, complete_job, run_job, samples_in_order
 from tests.faults.runs import IN_ORDER, LAYOUTS, config_of, final
 from tests.training import assert_equal_checkpoints
 
@@ -43,3 +45,17 @@ def test_stop_and_continue(ask, reason, inputs, undisturbed, tmp_path):
     assert f"step {stopped[2]}," in output
     assert_equal_checkpoints(final(tmp_path / "run"), final(undisturbed("data2")))
     assert samples_in_order(tmp_path / "run") == IN_ORDER
+
+
+def test_a_job_that_is_queued_again_honours_the_file(inputs, tmp_path, monkeypatch):
+    """Touched while the job waits: training does not begin. How its first start ended is noted by then."""
+    world, layout = LAYOUTS["data2"]
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.stop_file.touch()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    codes, output = run_job(world, config_of(run.path, inputs, layout))
+    assert codes == [2, 2] and f"asked to stop by {run.stop_file}" in output and "Traceback" not in output
+    assert run.stop_file.exists() and run.next_attempt() == 1
+    assert [(ending.job, ending.start, ending.exit_code) for ending in restarts.read(run)] == [("7", 0, None)]

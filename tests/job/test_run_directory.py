@@ -1,5 +1,7 @@
 """The run directory: its lock, its attempts, its checkpoints, its manifest, its metrics, and being asked to stop."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -66,6 +68,15 @@ def test_lock_names_its_holder_and_ends_with_it(run, monkeypatch):
     assert f"process {os.getpid()} " in (run.path / "lock").read_text()
     lock.release()
     RunLock(run).release()
+
+
+def test_a_file_system_without_locks_is_not_in_use(run, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"cannot be locked \(Function not implemented\); mount .* 'flock'"):
+        RunLock(run)
 
 
 def test_attempts_count_on(run):
@@ -271,6 +282,23 @@ def test_exit_status_and_message(words, rank, status, told):
     assert (result.returncode, result.stderr) == (status, told)
 
 
+def test_the_first_mistake_is_kept_in_a_file(tmp_path):
+    """Only of ranks that say it, and only the first; a place that cannot be written is no further error."""
+    file = tmp_path / "run" / "mistake"
+
+    def fails(rank, *words):
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "RANK": rank, "BIOMEDGPT_MISTAKE": str(file)}
+        command = [sys.executable, "-c", COMMAND, *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment).returncode
+
+    assert fails("1", "mistake", "everywhere") == 2 and fails("0", "defect") == 1 and not file.exists()
+    assert fails("0", "mistake") == 2 and file.read_text() == "file x is cut\n"
+    file.write_text("before\n")
+    assert fails("1", "mistake") == 2 and file.read_text() == "before\n"
+    file = file / "no folder"
+    assert fails("0", "mistake") == 2
+
+
 def test_defect_keeps_its_traceback():
     process = child(COMMAND, "defect")
     told = process.communicate(timeout=10)[1]
@@ -296,10 +324,13 @@ def test_stop_request_restores_nothing_it_was_not_asked_for(tmp_path):
 
 
 def test_other_ranks_leave_the_first_one_time_to_speak():
-    """torchrun ends all ranks when one has left: the first must not be ended before it has printed."""
+    """torchrun ends all ranks when one has left: the first must not be ended before it has printed.
+
+    A rank that is ended while it waits tells of the mistake by its exit status, not of the signal.
+    """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "RANK": "1", "TORCHELASTIC_RUN_ID": "run"}
     process = subprocess.Popen([sys.executable, "-c", COMMAND, "mistake", "everywhere"], env=environment)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(2)
     process.terminate()
-    assert process.wait(2) == -signal.SIGTERM
+    assert process.wait(2) == 2

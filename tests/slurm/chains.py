@@ -3,8 +3,8 @@
 import json
 import time
 
+from job import restarts
 from job.directory import RunDirectory
-from slurm import restarts
 
 
 def stages(directory):

@@ -186,7 +186,7 @@ class Sandbox:
         done = subprocess.run(
             words, capture_output=True, text=True, env=self.environment, timeout=seconds, check=False, **options
         )
-        assert not check or done.returncode == 0, f"{words}: {done.stdout}\n{done.stderr}"
+        assert not check or done.returncode == 0, f"{words}: {done.returncode}, {done.stdout}\n{done.stderr}"
         return done.stdout
 
     def is_up(self, name):

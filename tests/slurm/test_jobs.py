@@ -89,15 +89,14 @@ def test_stopped_by_hand_and_continued_on_fewer_nodes(slurm, sandbox, inputs):
     run, jobs = submit(slurm, config)
     wait_for_step(run, 2)
     second = sandbox.call(
-        *("env", f"PYTHONPATH={REPOSITORY}", "sbatch", "--parsable", "--nodes=1"),
-        str(run / "slurm" / "pretrain.sbatch"),
+        *("env", f"PYTHONPATH={REPOSITORY}", "sbatch", "--parsable", str(run / "slurm" / "pretrain.sbatch"))
     ).strip()
     assert sandbox.wait(second, 90) == "FAILED"
     assert f"(job {jobs['pretrain']})" in (run / "slurm" / f"pretrain-{second}.log").read_text()
     (run / "stop").touch()
     assert sandbox.wait(jobs["pretrain"], 90) == "FAILED", logs(run)
     refused, stopped = endings(run)
-    assert (refused.job, refused.exit_code, refused.decision) == (second, 2, "stop")
+    assert (refused.job, refused.start, refused.decision) == (second, 0, "stop") and "in use by" in refused.reason
     assert stopped.decision == "stop" and "file 'stop'" in stopped.reason and 2 <= stopped.checkpoint < steps
     assert sandbox.wait(jobs["export"], 30) == "CANCELLED"
 
@@ -138,12 +137,16 @@ def test_a_crash_loop_ends(slurm, sandbox, inputs):
 
 
 def test_a_mistake_is_not_tried_again(slurm, sandbox, inputs):
+    """Whatever srun reports of the ranks that it ends; the reason is the sentence that the first rank printed."""
     config = pretraining(slurm, inputs, steps=4)
-    config.data.sources[0].path = "nowhere"
-    run, jobs = submit(slurm, config, nodes=1)
+    (slurm.directory / "shards").symlink_to(inputs.shards)
+    config.data.sources[0].path = "shards"
+    gone = CLUSTER.replace("[environment]", '[environment]\n    setup = ["rm shards"]  # there when it was submitted')
+    run, jobs = submit(slurm, config, cluster=gone)
     assert sandbox.wait(jobs["pretrain"], 120) == "FAILED", logs(run)
     [ending] = endings(run)
-    assert (ending.exit_code, ending.decision) == (2, "stop") and "nowhere" in logs(run)
+    assert ending.decision == "stop" and "shards/manifest.json does not" in ending.reason and ending.reason in logs(run)
+    assert not list(run.glob(".mistake*"))
 
 
 def test_alignment_goes_on_after_a_kill(slurm, sandbox, align_inputs, tmp_path):  # noqa: F811

@@ -1,5 +1,6 @@
 """The text of sbatch files: as it was read and approved, clean for shellcheck, and safe for any path."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -149,15 +150,139 @@ def test_names_that_no_line_can_hold_are_refused(write):
     [
         ("[gpu]\ngpu = 8", "did you mean"),
         ('[environment.variables]\nWANDB_API_KEY = "abc"', "looks like a secret"),
+        ('[environment.variables]\nWANDB_APIKEY = "abc"', "WANDB_APIKEY looks like a secret"),
+        ('[environment.variables]\nMYPASS = "abc"', "MYPASS looks like a secret"),
+        ('[environment.variables]\nhttp_proxy = "http://u:p@h"', "'://u:p...' looks like a secret"),
+        ('[environment]\nsetup = ["export WANDB_API_KEY=abcdef"]', "WANDB_API_KEY=... looks like a secret"),
+        ('[gpu]\ndirectives = ["--export=ALL,HF_TOKEN=abcdef"]', "HF_TOKEN=... looks like a secret"),
         ('[environment]\nsetup = ["a\\nb"]', "line break"),
         ('[gpu]\ntime = "1 day"', "gpu.time"),
         ('[gpu]\ndirectives = ["constraint=h100"]', "no option of sbatch"),
+        ('[gpu]\ngpu_type = "h100 x"', "gpu.gpu_type is 'h100 x'"),
+        ("[restart]\nsignal_seconds = -300", "restart.signal_seconds is -300; it must be between 1 and 65,535"),
+        ("[restart]\nwithout_progress = -1", "restart.without_progress is -1; it must be at least 0"),
+        ("[preflight]\nseconds = 0.0", "preflight.seconds is 0.0; it must be between 10"),
+        ("[preflight]\nfree_gpu_memory = 90.0", "preflight.free_gpu_memory is 90.0; it must be between 0 and 1"),
+        ("[preflight]\nclock_seconds = nan", "preflight.clock_seconds is nan"),
     ],
 )
 def test_wrong_cluster_descriptions(text, words, tmp_path):
     (tmp_path / "cluster.toml").write_text(text)
     with pytest.raises(InputError, match=words):
         clusters.load(tmp_path / "cluster.toml")
+
+
+def test_what_is_no_secret(tmp_path):
+    """What a shell looks up, files that hold a secret, and words that only sound like one."""
+    (tmp_path / "cluster.toml").write_text("""
+        [environment]
+        setup = ["export WANDB_API_KEY=$(cat ~/.wandb)", "export HF_TOKEN=\\"$TOKEN\\"", "export SSH_KEY=~/.ssh/id"]
+        variables = { TOKENIZERS_PARALLELISM = "true", HF_TOKEN_PATH = "/home/me/.token", BYPASS = "1" }
+        container = { image = "docker://registry:5000/bio@sha256:ab" }
+    """)
+    clusters.load(tmp_path / "cluster.toml")
+    assert clusters.secret_in("python x.py --max_tokens=4096 | sort --key=2") is None
+
+
+def test_time_to_save_is_not_all_the_time(write):
+    short = CLUSTER.replace('partition = "gpu"', 'time = "5"')
+    with pytest.raises(InputError, match="'pretrain' has a time of 5, at the end of which it gets 300 s to save"):
+        write(short, "configs/llama2-7b.toml")
+    enough = write(short + "[restart]\nsignal_seconds = 60\nwithout_progress = 1000000", "configs/llama2-7b.toml")
+    assert "USR1@60" in enough["pretrain"] and "--without-progress 1000000\n" in enough["pretrain"]
+
+
+def test_a_part_of_the_gpus_is_a_part_of_the_memory(write):
+    texts = write(CLUSTER.replace('memory = "0"', 'memory = "900G"'), "chain")
+    assert "#SBATCH --mem=115200M\n" in texts["suites"] and "#SBATCH --cpus-per-task=12\n" in texts["suites"]
+
+
+SRUN = """#!/bin/bash
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+"""
+PYTHON = """#!/bin/bash
+echo "$*" >> "$LOG"
+case $3 in
+    after) echo "$DECISION" ;;
+    ended) exit "$ENDED" ;;
+    configs/*) echo "$SLURM_EXPORT_ENV $BIOMEDGPT_MISTAKE" >> "$LOG" ;;
+esac
+"""
+SCONTROL = """#!/bin/bash
+echo "scontrol $*" >> "$LOG"
+[ "$(grep -c "^scontrol $1" "$LOG")" -gt "$REFUSALS" ]
+"""
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Run the text of an sbatch file, with programs that only note how they were called; returns code and notes."""
+    programs = {"srun": SRUN, "python": PYTHON, "scontrol": SCONTROL, "squeue": "#!/bin/bash\necho node9\n"}
+    programs |= {name: f'#!/bin/bash\necho "{name} $*" >> "$LOG"\n' for name in ("scancel", "sleep")}
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(text, decision="done", ended=1, refusals=0, restarts=1):
+        log = tmp_path / "log"
+        log.write_text("")
+        environment = {
+            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+            "LOG": str(log),
+            "DECISION": decision,
+            "ENDED": str(ended),
+            "REFUSALS": str(refusals),
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(restarts),
+        }
+        (tmp_path / "script").write_text(text)
+        done = subprocess.run(
+            ["bash", "script"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, log.read_text() + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A cluster whose virtual environment is an empty one."""
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "activate").write_text("false # which does not count\ntrue\n")
+    return f'[gpu]\ngpus = 1\n[environment]\nvirtual_environment = "{tmp_path}/env"\n'
+
+
+def test_a_controller_that_is_away_is_asked_again(write, run_script, environment):
+    text = write(environment, "configs/llama2-7b.toml")["pretrain"]
+    code, notes = run_script(text, "requeue", refusals=2)
+    assert code == 0 and notes.count("scontrol requeue 7\nsleep 10\n") == 2 and "ExcNodeList" not in notes, notes
+    assert "ALL runs/llama2-7b/.mistake-7-1\n" in notes
+    code, notes = run_script(text, "requeue node2")
+    assert code == 0 and "scontrol update JobId=7 ExcNodeList=node9,node2\n" in notes and "scancel" not in notes
+    # it is queued again, but the node cannot be left out
+    code, notes = run_script(text.replace("until scontrol", "until true scontrol"), "requeue node2", refusals=1)
+    assert code == 0 and "scancel 7\n" in notes and "does not leave out node2" in notes
+    # away for good
+    code, notes = run_script(text.replace("+ 600", "+ 0"), "requeue", refusals=100)
+    assert code == 1 and notes.count("scontrol requeue") == 1
+
+
+@pytest.mark.parametrize("settings", ['setup = ["false", "true"]', 'modules = ["cuda"]', 'virtual_environment = "no"'])
+def test_an_environment_that_fails_ends_the_job(settings, write, run_script):
+    for text in write(f"[environment]\n{settings}\n", "configs/llama2-7b.toml").values():
+        code, notes = run_script(text)
+        assert code == 1 and "the environment cannot be set up: line" in notes and "-m" not in notes, notes
+
+
+def test_a_watch_ends_with_its_training(write, run_script, environment):
+    text = write(environment, "watch")["watch"]
+    code, notes = run_script(text, ended=1, refusals=1)
+    assert code == 0 and "-m slurm ended runs/llama2-7b\n" in notes, notes
+    assert notes.count("scontrol requeue 7\n") == 2 and "StartTime=now+30minutes" in notes
+    code, notes = run_script(text, ended=0)
+    assert code == 0 and "-m eval watch" in notes and "scontrol" not in notes, notes
 
 
 @pytest.mark.parametrize(
@@ -168,6 +293,14 @@ def test_wrong_cluster_descriptions(text, words, tmp_path):
         ('[[stages]]\nname = "a/b"\nkind = "command"\ncommands = ["true"]', "letters, digits"),
         ('[[stages]]\nname = "a"\nkind = "command"\ncommands = ["true"]\nafter = ["b"]', "no stage before it"),
         ('[[stages]]\nname = "a"\nkind = "pretrain"\nconfig = "chain.toml"', "stage 'a': chain.toml: unknown key"),
+        (
+            '[[stages]]\nname = "a-parts"\nkind = "command"\ncommands = ["true"]\n'
+            '[[stages]]\nname = "a"\nkind = "shards"\nconfig = "chain.toml"\nparts = 2',
+            "stage 'a-parts' needs another name",
+        ),
+        ('[[stages]]\nname = "a"\nkind = "shards"\nconfig = "chain.toml"\nnodes = 2', "one process on one node"),
+        ('[[stages]]\nname = "a"\nkind = "command"\ncommands = ["true"]\ntasks = 2', "one process on one node"),
+        ('[[stages]]\nname = "a"\nkind = "command"\ncommands = ["HF_TOKEN=abcdef ls"]', "HF_TOKEN=... in 'commands'"),
         ("", "there are no"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ class Ending:
     attempt: int | None
     """of the run directory; None where it was not entered"""
     checkpoint: int
-    """step of the newest checkpoint then"""
+    """step of the newest checkpoint then; of a start that never came to train, as at the ending before"""
     reason: str
     decision: Action
     excluded: list[str] = field(default_factory=list)
@@ -37,31 +38,41 @@ class Ending:
 
 
 def read(run: RunDirectory) -> list[Ending]:
-    """All endings, oldest first; a line that a full disk or a kill cut short is left out."""
+    """All endings, oldest first. What is no ending is left out with a warning, the last line where a kill cut it short.
+
+    Nobody waits beside a job that is queued again: a damaged line must not end it.
+    """
     path = run.path / "restarts.jsonl"
     if not path.exists():
         return []
     endings = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             continue
         try:
             endings.append(Ending(**json.loads(line)))
-        except (TypeError, json.JSONDecodeError):
-            raise InputError(f"{path}, line {number}, is not a restart; remove the line") from None
+        except (TypeError, ValueError):  # ValueError: neither UTF-8 nor JSON
+            warn(f"{path}, line {number}, is not a restart and is left out; remove the line")
     return endings
 
 
 def append(run: RunDirectory, ending: Ending) -> None:
     """Add an ending. Raises `InputError` where it cannot be written."""
     path = run.path / "restarts.jsonl"
-    body = asdict(ending) | {"time": round(time.time(), 3)}
+    line = json.dumps(asdict(ending) | {"time": round(time.time(), 3)}) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(body) + "\n")
+        with open(path, "ab+") as lines:
+            lines.seek(0)
+            lines.truncate(lines.read().rfind(b"\n") + 1)  # a line cut short must not swallow this one
+            lines.write(line.encode())
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def warn(sentence: str) -> None:
+    """Say on stderr what is wrong with a file that the job can do without."""
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def this_job() -> tuple[str, int]:
@@ -75,15 +86,25 @@ def newest_checkpoint(run: RunDirectory) -> int:
     return int(complete[0].name.removeprefix("step-")) if complete else 0
 
 
-def note_unseen(run: RunDirectory) -> None:
-    """Add an entry for each start of this job that ended without `after`: Slurm itself has queued the job again."""
-    job, start = this_job()
-    seen = {ending.start for ending in read(run) if ending.job == job}
+def note_unseen(run: RunDirectory) -> list[Ending]:
+    """All endings, with one more for each start of this job that ended without `after`: Slurm queued the job again.
+
+    Called as soon as a job begins, so that each is noted with the checkpoint that it has left.
+    """
+    endings, (job, start) = read(run), this_job()
+    seen = {ending.start for ending in endings if ending.job == job}
     for missing in sorted(set(range(start)) - seen):
         reason = "Slurm queued the job again: a node failed, the job was preempted, or somebody asked it to"
-        append(run, Ending(job, missing, None, None, newest_checkpoint(run), reason, "requeue"))
+        endings.append(Ending(job, missing, None, None, newest_checkpoint(run), reason, "requeue"))
+        append(run, endings[-1])
+    return endings
 
 
 def preflight_file(run: Path) -> Path:
     """Where preflight leaves what it found."""
     return run / "slurm" / "preflight.json"
+
+
+def mistake_file(run: RunDirectory | Path, job: str, start: int) -> Path:
+    """Where a rank of a start of a job leaves the sentence that ended it (job.errors.MISTAKE)."""
+    return (run if isinstance(run, Path) else run.path) / f".mistake-{job}-{start}"
