@@ -240,7 +240,7 @@ def test_the_reader_finds_what_nltk_s_own_finds(meteor, real_data, tmp_path, mon
 
     (tmp_path / "corpora").mkdir()
     (tmp_path / "corpora" / "wordnet.zip").write_bytes((real_data / "wordnet" / "wordnet.zip").read_bytes())
-    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path), *nltk.data.path])  # ours opens its files when it needs them
     warnings.filterwarnings("ignore", "The multilingual functions")
     theirs = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
     for word in ("acid", "runs", "better", "metabol", "bases", "##ing", "geese", "xyzzy"):
