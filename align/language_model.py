@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,6 +20,9 @@ from align.settings import LoraSettings
 from job.errors import InputError, first_line
 from job.files import sha256_file
 from job.tokenizer import read_settings, write_hf_tokenizer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig  # takes seconds to import, and few models have LoRA
 
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 _LORA_MARK = ".lora_"
@@ -76,6 +79,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
 
     Raises `InputError` where a module name fits no layer.
     """
+    from peft import LoraConfig
+
     _inject(
         model,
         LoraConfig(
@@ -102,6 +107,8 @@ def save_lora(model: PreTrainedModel, weights: Mapping[str, Tensor], directory: 
 
 def load_lora(model: PreTrainedModel, directory: Path) -> None:
     """Add the LoRA layers of a peft adapter directory to the language model, in place; raises `InputError`."""
+    from peft import LoraConfig
+
     try:
         config = LoraConfig.from_pretrained(str(directory))
         tensors = load_file(directory / LORA_WEIGHTS)
