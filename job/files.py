@@ -149,3 +149,14 @@ class HashingWriter:
     def hexdigest(self) -> str:
         """Hex SHA-256 of everything written so far."""
         return self._digest.hexdigest()
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill left unfinished, so that the next one does not continue it."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        while end and handle.seek(end - 1) is not None and handle.read(1) != b"\n":
+            end -= 1
+        handle.truncate(end)

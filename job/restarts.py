@@ -12,6 +12,7 @@ from typing import Literal
 
 from job.directory import RunDirectory
 from job.errors import InputError
+from job.files import cut_torn_line
 
 Action = Literal["done", "requeue", "stop"]
 
@@ -62,10 +63,9 @@ def append(run: RunDirectory, ending: Ending) -> None:
     line = json.dumps(asdict(ending) | {"time": round(time.time(), 3)}) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as lines:
-            lines.seek(0)
-            lines.truncate(lines.read().rfind(b"\n") + 1)  # a line cut short must not swallow this one
-            lines.write(line.encode())
+        cut_torn_line(path)
+        with open(path, "a", encoding="utf-8") as lines:
+            lines.write(line)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
 

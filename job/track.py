@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from job.directory import RunDirectory
 from job.errors import InputError
-from job.files import write_text
+from job.files import cut_torn_line, write_text
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -37,7 +37,7 @@ class Tracker:
     ) -> None:
         self._attempt, self._path = attempt, run.metrics
         try:
-            _cut_torn_line(run.metrics)
+            cut_torn_line(run.metrics)
             self._rows = run.metrics.open("a", encoding="utf-8")
         except OSError as error:
             raise self._cannot_write(error) from None
@@ -113,17 +113,6 @@ def _netrc_has_wandb() -> bool:
         return "wandb" in netrc.read_text(encoding="utf-8")
     except OSError:
         return False
-
-
-def _cut_torn_line(metrics: Path) -> None:
-    """Cut off a last line that a kill left unfinished, so that the next row does not continue it."""
-    if not metrics.exists():
-        return
-    with open(metrics, "r+b") as handle:
-        end = handle.seek(0, os.SEEK_END)
-        while end and handle.seek(end - 1) is not None and handle.read(1) != b"\n":
-            end -= 1
-        handle.truncate(end)
 
 
 def read_rows(metrics: Path) -> list[dict[str, Any]]:

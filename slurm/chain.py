@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from job import config as configs
 from job.errors import InputError
-from slurm.cluster import TIME, secret_in
+from slurm.cluster import NO_SECRETS, TIME, secret_in
 
 Kind = Literal["shards", "pretrain", "align", "export", "eval", "watch", "command"]
 
@@ -138,10 +138,7 @@ def _check(stage: StageConfig, before: dict[str, StageConfig]) -> None:
             f"{where}: kind {stage.kind} is one process on one node; 'nodes' and 'tasks' are for {', '.join(PARALLEL)}"
         )
     if secret := next(filter(None, map(secret_in, stage.commands)), None):
-        raise ValueError(
-            f"{where}: {secret} in 'commands' looks like a secret, and scripts can be read by others; export it in the "
-            "shell that you submit from"
-        )
+        raise ValueError(f"{where}: {secret} in 'commands' {NO_SECRETS}")
     if stage.nodes < 1 or stage.parts < 0 or min(stage.gpus or 0, stage.tasks or 0) < 0:
         raise ValueError(f"{where}: nodes, parts, gpus and tasks cannot be negative, and one node is the least")
 

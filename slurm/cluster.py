@@ -112,7 +112,7 @@ _SECRET_NAME = re.compile(
 # not what a shell looks up, nor a path or a number
 _ASSIGNMENT = re.compile(r"(?<!\$)\b([A-Za-z_]\w*)=(?![\"']?([$`/~]|[\d.]+(\W|$)))\S")
 _SECRET_VALUE = re.compile(r"://[^/\s:@$]*:[^/\s@$]+@|\b(hf_|ghp_|github_pat_|sk-|AKIA)\w{16,}")
-_NO_SECRETS = (
+NO_SECRETS = (
     "looks like a secret, and scripts can be read by others; export it in the shell that you submit from (sbatch "
     "passes it on), or keep it in a file such as ~/.netrc"
 )
@@ -155,11 +155,11 @@ class ClusterConfig:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 raise ValueError(f"environment.variables: '{name}' is no name of a variable")
             if _SECRET_NAME.match(name):
-                raise ValueError(f"environment.variables: {name} {_NO_SECRETS}")
+                raise ValueError(f"environment.variables: {name} {NO_SECRETS}")
         _check_ranges(self.preflight, self.restart)
         for value in _texts(configs.as_dict(self)):
             if secret := secret_in(value):
-                raise ValueError(f"{secret} {_NO_SECRETS}")
+                raise ValueError(f"{secret} {NO_SECRETS}")
             if re.search(r"[\x00-\x1f\x7f]", value):
                 raise ValueError(f"{value!r} has a line break or another control character in it")
 
