@@ -18,6 +18,7 @@ from align.inputs import open_inputs
 from job import config as configs
 from job.directory import RunDirectory
 from job.errors import InputError
+from job.launch import quick_imports
 from job.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -57,12 +58,13 @@ def train(config: AlignConfig) -> int:
 
     Raises `InputError` for whatever a user can mend.
     """
-    from align import engine
-    from align.trainer import Trainer
-    from parallel import ranks
-    from parallel.loop import loop, plot
-    from parallel.run import enter, start_tracking
-    from parallel.watchdog import Watchdog
+    with quick_imports():
+        from align import engine
+        from align.trainer import Trainer
+        from parallel import ranks
+        from parallel.loop import loop, plot
+        from parallel.run import enter, start_tracking
+        from parallel.watchdog import Watchdog
 
     run = RunDirectory(Path(config.directory))
     with ranks.explain_lost_contact(config.parallel.timeout_seconds), contextlib.ExitStack() as resources:

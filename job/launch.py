@@ -1,4 +1,4 @@
-"""Started by srun, one task per device: the variables that torchrun would have set, from those that Slurm sets.
+"""How a rank starts: the variables that torchrun would have set from those that Slurm sets, and imports in less time.
 
 torchrun is no good launcher under Slurm: it dies of USR1 before a rank sees it, and kills its ranks 30 seconds after
 TERM, when their checkpoint may not be written yet.
@@ -6,8 +6,10 @@ TERM, when their checkpoint may not be written yet.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 MASTER_ADDRESS = "BIOMEDGPT_MASTER_ADDR"
 """overrides the first host of the step, where that name does not resolve"""
@@ -35,6 +37,22 @@ def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
     )
     environment.setdefault("MASTER_ADDR", environment.get(MASTER_ADDRESS) or first_host(hosts))
     environment.setdefault("MASTER_PORT", str(port(environment)))
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import large libraries inside: an eighth faster, since their million objects, which stay, are not looked through.
+
+    Neither are they later, at each garbage collection of the program.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def first_host(nodes: str) -> str:

@@ -9,6 +9,7 @@ import sys
 
 from job.config import parse
 from job.errors import InputError, run_command
+from job.launch import quick_imports
 from pretrain.config import PretrainConfig
 
 DESCRIPTION = """Continue pretraining a model on token shards, over any mesh of devices.
@@ -36,8 +37,8 @@ def main() -> int | None:
 
         print(describe(config))
         return 0
-    from pretrain.train import train
-
+    with quick_imports():
+        from pretrain.train import train
     return train(config)
 
 

@@ -1,9 +1,13 @@
 """Where tests find real data, and what happens where it is missing."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
+
+# Several tests run at once, and most models here are small: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.inputs import Inputs, make_inputs
 
@@ -27,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         return next((number for number, name in enumerate(longest) if item.nodeid.startswith(name)), len(longest))
 
+    gc.freeze()  # hundreds of imported libraries need not be looked through again and again
     items.sort(key=place)
     for item in items:
         file = item.nodeid.split("::")[0]
