@@ -96,6 +96,8 @@ class Batch:
     proteins: ProteinBatch | FeatureBatch
     answer_tokens: int
     """labels that are trained"""
+    shared: int = 0
+    """leading columns of text that all rows have alike, before any answer: most of the system's words"""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -282,7 +284,16 @@ def collate(
         molecules,
         proteins,
         int((labels[:, 1:] != IGNORED).sum()),
+        _shared_columns(ids, mask, labels),
     )
+
+
+def _shared_columns(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> int:
+    """How many leading columns hold the same text in all rows; the one that predicts a first answer token is none."""
+    alike = (ids == ids[0]).all(0) & (ids[0] >= 0) & (mask == 1).all(0)
+    alike[:-1] &= (labels[:, 1:] == IGNORED).all(0)
+    alike[-1] = False
+    return int(alike.argmin())
 
 
 def collate_features(structures: Sequence[np.ndarray], width: int) -> FeatureBatch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.adapters import Adapter
 from align.esm import ProteinBatch, ProteinEncoder
@@ -175,17 +176,40 @@ class AlignedModel(nn.Module):
     def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss float32 [answer tokens] of each answer token and its row, int64."""
         with self._precision(self.language_model):
+            embedded, positions = self.embed(batch), _positions(batch.attention_mask)
+            start = batch.shared if self._reads_once(batch) else 0
+            begun = {"past_key_values": self._read(embedded[:1, :start], len(embedded))} if start else {}
             hidden = self.language_model.get_decoder()(
-                inputs_embeds=self.embed(batch),
+                inputs_embeds=embedded[:, start:],
                 attention_mask=batch.attention_mask,
-                position_ids=_positions(batch.attention_mask),
+                position_ids=positions[:, start:],
                 use_cache=False,
+                **begun,
             ).last_hidden_state
-            targets = batch.labels[:, 1:]
+            targets = batch.labels[:, start + 1 :]
             rows, places = (targets != IGNORED).nonzero(as_tuple=True)
             # The output layer is most of a small model's work, and prompts need none of it.
             logits = self.language_model.get_output_embeddings()(hidden[rows, places])
         return functional.cross_entropy(logits.float(), targets[rows, places], reduction="none"), rows
+
+    def _reads_once(self, batch: Batch) -> bool:
+        """Whether the text that all rows begin with can go through the language model once, without gradients.
+
+        It can where that is frozen: nothing before the first structure depends on what is trained then. Recomputation
+        of activations leaves a cache out, and models with a state have none.
+        """
+        model = self.language_model
+        recomputes = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+        caches = not model._is_stateful and "past_key_values" in signature(model.get_decoder().forward).parameters
+        return len(batch.ids) > 1 and caches and not self.registered and not recomputes
+
+    @torch.no_grad()
+    def _read(self, embedded: Tensor, rows: int) -> DynamicCache:
+        """Keys and values of a text [1, T, hidden], for each of some rows that begin with it."""
+        cache = DynamicCache()
+        self.language_model.get_decoder()(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(rows)
+        return cache
 
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings [B, T, hidden] of a batch, those of its structures in their places."""

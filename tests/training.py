@@ -19,8 +19,11 @@ from pretrain.train import train
 SEQUENCE, BATCH, STEPS, RATE = 128, 8, 5, 1e-3
 
 
-def make_config(directory, inputs, layout=None, micro_batch=2, steps=STEPS, precision="fp32", **changes):
-    """A run of a few steps over `inputs`; `changes` are whole sections, or `base` for another checkpoint."""
+def make_config(directory, inputs, layout=None, micro_batch=2, steps=STEPS, precision="fp32", validate=0, **changes):
+    """A run of a few steps over `inputs`; `changes` are whole sections, or `base` for another checkpoint.
+
+    It is validated at its end, on as little as goes; with `validate`, on so many windows, and at its start as well.
+    """
     return PretrainConfig(
         directory=str(directory),
         model=ModelConfig(changes.pop("base", None) or inputs.base),
@@ -31,8 +34,8 @@ def make_config(directory, inputs, layout=None, micro_batch=2, steps=STEPS, prec
             global_batch=BATCH,
             micro_batch=micro_batch,
             precision=precision,
-            validate_samples=20,
-            validate_at_start=True,
+            validate_samples=validate or 2,
+            validate_at_start=validate > 0,
         ),
         optimizer=OptimizerConfig(lr=RATE),
         schedule=ScheduleConfig("constant", warmup=2),

@@ -131,6 +131,63 @@ def test_other_families_are_read_alike(real_data, questions, tmp_path, name):
     assert model.generate(questions, max_new_tokens=5) == [model.generate([q], max_new_tokens=5)[0] for q in questions]
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("Llama", {}), ("Mistral", {"sliding_window": 8, "num_key_value_heads": 2}), ("GPT2", {}), ("GPTNeoX", {}), ("Mamba", {})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_text_that_rows_begin_with_is_read_once(real_data, questions, name, changes):
+    """Losses and gradients are those of rows that were read whole; a model with a state reads whole rows."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if name == "GPT2" else {}
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=512, max_position_embeddings=512, **({} if name == "GPT2" else sizes), **dropout, **changes
+    )
+    torch.manual_seed(0)
+    lm = transformers.AutoModelForCausalLM.from_config(config)
+    like = small_model(real_data, small_settings(system="Answer questions about molecules. "))
+    model = AlignedModel(
+        lm, load_tokenizer(stories(real_data)), like.settings, like.molecule_encoder, like.protein_encoder
+    )
+    model.tune("adapters")
+    batch = make_batch(model, questions[:3])
+    widths = []
+    lm.get_decoder().register_forward_pre_hook(
+        lambda module, words, named: widths.append(tuple(named["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+
+    def measured(batch):
+        model.zero_grad()
+        model.train()(batch).backward()
+        found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return model.row_losses(batch)[0].detach(), found
+
+    losses, found = measured(batch)
+    once = widths[:]
+    widths.clear()
+    whole_losses, whole = measured(dataclasses.replace(batch, shared=0))
+    torch.testing.assert_close(losses, whole_losses, atol=1e-4, rtol=1e-5)
+    for parameter, gradient in whole.items():
+        torch.testing.assert_close(found[parameter], gradient, atol=1e-4, rtol=1e-4)
+    rows, length = batch.ids.shape
+    assert widths == [(rows, length)] * 2
+    shared = batch.shared
+    assert shared > 10 and batch.ids[0, shared] < 0 or (batch.ids[:, shared] != batch.ids[0, shared]).any()
+    assert once == ([(rows, length)] * 2 if name == "Mamba" else [(1, shared), (rows, length - shared)] * 2)
+
+
+def test_shared_text_ends_before_an_answer(model):
+    """Also where rows are the same question without a structure, whose answers are alike."""
+    same = [Question("a", "What is it?", "It is a molecule.")] * 3
+    batch = make_batch(model, same)
+    answer = int((batch.labels[0] >= 0).nonzero()[0])
+    assert batch.shared == answer - 1
+    losses, counts = model.row_losses(batch)
+    alone, _ = model.row_losses(make_batch(model, same[:1]))
+    torch.testing.assert_close(losses, alone.expand(3), atol=1e-5, rtol=1e-5)
+    assert make_batch(model, [same[0], Question("b", "What is it?", "No.")], side="left").shared == 0
+
+
 def test_logits_changed_after_the_output_layer_are_refused(tmp_path):
     config = transformers.GraniteConfig(
         vocab_size=64,
@@ -356,7 +413,7 @@ def test_autocast_computes_the_language_model_in_bfloat16_and_trains_float32(rea
 
 def test_gradient_checkpointing_changes_no_gradient(real_data, questions):
     def adapter_gradient(checkpointing):
-        model = small_model(real_data)
+        model = small_model(real_data, registered=True)  # or else what rows share is read once, without checkpointing
         model.tune("adapters")
         if checkpointing:
             model.language_model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -21,7 +21,10 @@ def trained(inputs, tmp_path_factory):
     directory = tmp_path_factory.mktemp("watched") / "my-run"
     checkpoint = CheckpointConfig(every_steps=4, keep=0)
     complete_job(
-        1, make_config(directory, inputs, steps=8, checkpoint=checkpoint, tracking=TrackingConfig(mode="offline"))
+        1,
+        make_config(
+            directory, inputs, steps=8, checkpoint=checkpoint, tracking=TrackingConfig(mode="offline"), validate=20
+        ),
     )
     return directory
 

@@ -19,9 +19,7 @@ IN_ORDER = [(step * BATCH, (step + 1) * BATCH - 1) for step in range(STEPS)]
 def config_of(directory, inputs, layout, steps=STEPS, keep=3, **changes):
     """Its config at a layout."""
     checkpoints = CheckpointConfig(every_steps=2, keep=keep)
-    config = make_config(directory, inputs, layout, steps=steps, checkpoint=checkpoints, **changes)
-    config.train.validate_samples, config.train.validate_at_start = 2, False
-    return config
+    return make_config(directory, inputs, layout, steps=steps, checkpoint=checkpoints, **changes)
 
 
 def final(directory):

@@ -66,7 +66,6 @@ def test_killed_and_restarted_at_another_layout(before, after, inputs, undisturb
 def test_killed_run_keeps_every_printed_row_and_leaves_no_process(inputs, tmp_path):
     """W&B's file loses its tail in a crash, metrics.jsonl does not, and it reads back after a cut."""
     config = make_config(tmp_path / "run", inputs, steps=300, tracking=TrackingConfig(mode="offline"))
-    config.train.validate_at_start = False
     with ForkedJob(1, config) as job:
         job.wait_for_step(4)
         job.signal(signal.SIGKILL)

@@ -38,7 +38,6 @@ def run(name, inputs, directory):
     """The losses of a recipe, on one rank: that layouts agree is test_training's matter."""
     changes = RECIPES[name]
     config = make_config(directory, inputs, steps=10)
-    config.train.validate_at_start, config.train.validate_samples = False, 1
     if changes:
         config.schedule.style, config.schedule.minimum = changes["style"], 0.0
         config.optimizer.weight_decay, config.optimizer.clip = changes["decay"], changes["clip"]

@@ -65,7 +65,7 @@ def plain(questions, order):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_curve_and_weights_equal_plain_transformers(name, questions, order, plain, tmp_path):
     world, layout, micro_batch = LAYOUTS[name]
-    run_ranks(world, quietly, make_config(tmp_path / "run", questions, layout, micro_batch))
+    run_ranks(world, quietly, make_config(tmp_path / "run", questions, layout, micro_batch, validate=20))
     rows = [row for row in metrics_rows(tmp_path / "run") if "train/loss" in row]
     curve, model = plain
     assert losses(rows) == pytest.approx(curve, abs=1e-4)

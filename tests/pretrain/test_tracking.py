@@ -80,6 +80,7 @@ def tracked(inputs, tmp_path_factory):
             steps=steps,
             checkpoint=CheckpointConfig(every_steps=2, keep=0),
             tracking=TrackingConfig(project="articles", mode="offline"),
+            validate=2,
         )
         before = os.environ.get("WANDB_API_KEY")
         os.environ["WANDB_API_KEY"] = SECRET

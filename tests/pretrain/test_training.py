@@ -79,7 +79,7 @@ def plain(inputs):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_curve_equals_plain_transformers(name, inputs, plain, tmp_path):
     world, layout, micro_batch = LAYOUTS[name]
-    run_ranks(world, quietly, make_config(tmp_path / "run", inputs, layout, micro_batch))
+    run_ranks(world, quietly, make_config(tmp_path / "run", inputs, layout, micro_batch, validate=20))
     rows = metrics_rows(tmp_path / "run")
     assert losses(rows) == pytest.approx(plain, abs=1e-4)
     start, end = validation(rows)

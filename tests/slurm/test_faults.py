@@ -29,7 +29,6 @@ CLUSTER = """
 def config_of(directory, inputs, steps=STEPS):
     layout = Layout(tensor=2, pipeline=2, timeout_seconds=120)
     config = make_config(directory, inputs, layout, steps=steps, checkpoint=CheckpointConfig(every_steps=3, keep=3))
-    config.train.validate_samples, config.train.validate_at_start = 2, False
     config.health.hang_factor, config.health.hang_minimum_seconds = 20.0, 8.0
     return config
 

@@ -47,9 +47,7 @@ def submit(slurm, config, nodes=2, preflight="false", cluster=CLUSTER):
 
 def pretraining(slurm, inputs, steps, layout=None):
     checkpoints = CheckpointConfig(every_steps=0)
-    config = make_config(slurm.directory / "run", inputs, layout or Layout(), steps=steps, checkpoint=checkpoints)
-    config.train.validate_samples, config.train.validate_at_start = 2, False
-    return config
+    return make_config(slurm.directory / "run", inputs, layout or Layout(), steps=steps, checkpoint=checkpoints)
 
 
 def test_time_limit_preemption_and_cancellation(slurm, sandbox, inputs):
