@@ -138,12 +138,12 @@ def _rotary_frequencies(shape: ModelShape) -> torch.Tensor:
     megatron-core knows plain RoPE and one fixed Llama-3.1 scaling; taking the numbers from transformers' own functions
     serves every type alike and keeps the logits equal.
     """
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     exponents = torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size
     if shape.rope["rope_type"] == "default":
         return 1.0 / (shape.rope["rope_theta"] ** exponents)
+    from transformers import LlamaConfig  # seconds of importing, which most models do without
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     config = LlamaConfig(
         hidden_size=shape.hidden,
         num_attention_heads=shape.heads,

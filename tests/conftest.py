@@ -22,11 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For runs over several processes (-n 2 --dist loadgroup): a file's tests share fixtures, all of Slurm's a cluster.
+    """For runs over several processes (-n 2 --dist loadgroup): a file's tests share fixtures, those of Slurm a cluster.
 
     The longest go first, so that no process is left with them at the end.
     """
-    longest = ("tests/slurm/", "tests/faults/", "tests/align/", "tests/eval/")
+    longest = ("tests/slurm/test_chain", "tests/slurm/", "tests/faults/", "tests/align/", "tests/eval/")
 
     def place(item: pytest.Item) -> int:
         return next((number for number, name in enumerate(longest) if item.nodeid.startswith(name)), len(longest))
@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
     for item in items:
         file = item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group("slurm" if file.startswith("tests/slurm/") else file))
+        shares_cluster = "sandbox" in getattr(item, "fixturenames", ()) and not file.endswith("test_chain.py")
+        item.add_marker(pytest.mark.xdist_group("slurm" if shares_cluster else file))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from align.config import (
 )
 from align.esm import create_protein_encoder
 from align.questions import FUNCTION, Question
-from align.settings import LoraSettings
+from align.settings import LoraSettings, PromptSettings
 from align.train import train
 from align.trainer import Trainer  # noqa: F401  (likewise)
 from job.directory import RunDirectory
@@ -89,6 +89,7 @@ def make_config(directory, inputs, stage=2, mode="adapters", precision="fp32", *
         "model": ModelConfig(inputs.language_model, max_length=512),
         "molecule": MoleculeConfig(**molecule),
         "protein": ProteinConfig(weights=inputs.protein_weights),
+        "prompt": PromptSettings(system="Answer. "),  # the published words are most of a row of this tokenizer's
         "tune": TuneConfig(mode, LoraSettings(rank=4, dropout=changes.pop("dropout", 0.0))),
         "data": DataConfig([SourceConfig(inputs.chebi), SourceConfig(inputs.yeast)], token_budget=1000, seed=7),
         "parallel": ParallelConfig(stage, timeout_seconds=20),
