@@ -197,5 +197,8 @@ def _explain(error: ArgumentError, parser: ArgumentParser, source: str | None) -
         wrong = match[1]
     where = f"{source}: " if source else ""
     if wrong is None:
-        return where + message.replace('Parser key "', 'key "').replace("<class '", "").replace("'>", "")
+        told = where + message.replace('Parser key "', 'key "').replace("<class '", "").replace("'>", "")
+        if "Expected a list" in told:
+            told += """; on the command line, a list is written as JSON, such as '[{"path": "DIRECTORY"}]'"""
+        return told
     return _unknown_key(wrong, _known_keys(parser), source)

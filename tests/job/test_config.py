@@ -131,6 +131,14 @@ def test_command_line_wins_over_the_file(tmp_path):
         read(tmp_path, "", "--section.tokns", "3")
 
 
+def test_a_list_on_the_command_line_is_json(tmp_path):
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(InputError, match=r'key "sources": .*written as JSON'):
+        parse(Config, [str(tmp_path / "config.toml"), "--sources", "shards"], "program", "")
+    config = parse(Config, [str(tmp_path / "config.toml"), "--sources", '[{"path": "shards"}]'], "program", "")
+    assert config.sources[0].path == "shards"
+
+
 def test_help_teaches(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         parse(Config, ["--help"], "program", "What it does.")

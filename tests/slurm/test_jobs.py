@@ -80,8 +80,8 @@ def test_time_limit_preemption_and_cancellation(slurm, sandbox, inputs):
     assert sandbox.field(job, "Restarts") == "2" and len(endings(run)) == 2
 
 
-def test_stopped_by_hand_and_continued_on_fewer_nodes(slurm, sandbox, inputs):
-    """A second job is refused; the file `stop` ends the first; submitted again with half the ranks, it goes on."""
+def test_stopped_by_hand_and_continued_on_fewer_nodes_and_on_more(slurm, sandbox, inputs):
+    """A second job is refused; the file `stop` ends the first; it goes on with half the ranks, and again with all."""
     steps = 100_000
     config = pretraining(slurm, inputs, steps)
     run, jobs = submit(slurm, config)
@@ -98,9 +98,10 @@ def test_stopped_by_hand_and_continued_on_fewer_nodes(slurm, sandbox, inputs):
     assert stopped.decision == "stop" and "file 'stop'" in stopped.reason and 2 <= stopped.checkpoint < steps
     assert sandbox.wait(jobs["export"], 30) == "CANCELLED"
 
-    config.train.steps = 6 + stopped.checkpoint
-    _, jobs = submit(slurm, config, nodes=1)
-    assert sandbox.wait(jobs["pretrain"], 120) == "COMPLETED", logs(run)
+    for nodes in (1, 2):
+        config.train.steps = 6 * nodes + stopped.checkpoint
+        _, jobs = submit(slurm, config, nodes=nodes)
+        assert sandbox.wait(jobs["pretrain"], 120) == "COMPLETED", logs(run)
     assert samples_in_order(run) == [(step * BATCH, (step + 1) * BATCH - 1) for step in range(config.train.steps)]
 
 
