@@ -32,16 +32,14 @@ everything on two free cores.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +47,25 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from structure_rows import (  # noqa: E402
+    MAX_ATOMS,
+    MAX_RESIDUES,
+    cut,
+    molecule_rows,
+    protein_texts,
+    texts,
+    under,
+    uniprot_rows,
+    uniprotqa,
+    with_hints,
+    write_questions,
+    yeast_rows,
+)
+
 from align.controls import PairedTest  # noqa: E402
-from align.molecules import MoleculeError, featurise  # noqa: E402
 from align.prompts import Turn, build_prompt  # noqa: E402
-from align.question_shards import STAGE, QuestionSet, write_split  # noqa: E402
-from align.questions import FAMILY, FUNCTION, LOCATION, MOLECULE_QUESTION, NAMES, Question  # noqa: E402
+from align.questions import Question  # noqa: E402
 from align.settings import PromptSettings  # noqa: E402
-from align.splits import SplitSettings, assign, groups  # noqa: E402
-from job import manifest  # noqa: E402
 from job.track import read_rows  # noqa: E402
 
 LANGUAGE_MODEL = dict(
@@ -76,10 +85,7 @@ LANGUAGE_MODEL = dict(
     eos_token_id=2,
     torch_dtype="float32",
 )
-MAX_ATOMS, MAX_RESIDUES = 32, 256
-WORDS, ANSWER_WORDS = 45, 30  # of a caption: what the language model is trained on, and what is asked for
-HINTS = 10  # most words of a caption that its prompt gives away to a language model that learns to read prompts
-PROTEIN_QUESTION = "Please describe this protein."
+WORDS = 45  # of a caption: what the language model is trained on
 
 PROMPT = PromptSettings(system="", human="Q", assistant="A")
 
@@ -147,158 +153,17 @@ def main() -> None:
             print(report(work, split, ARMS[arm], options.seeds, len(rows[0]), len(rows[1])), flush=True)
 
 
-# Data.
-
-
-def molecule_rows(data: Path, split: str) -> tuple[list[Question], list[Question]]:
-    """ChEBI-20 training and test rows of molecules that are small enough, by the published or by a scaffold split."""
-    sides = [list(_chebi(data / "chebi20" / name)) for name in ("train_open.txt", "test_open.txt")]
-    if split == "published":
-        return sides[0], sides[1]
-    rows = [*sides[0], *sides[1]]
-    settings = SplitSettings(split, validation=0.0, test=0.2)
-    side = assign(groups(rows, settings), settings)
-    train_rows, test_rows = ([row for row, part in zip(rows, side) if part == name] for name in ("train", "test"))
-    return train_rows, test_rows
-
-
-def _chebi(file: Path) -> Iterable[Question]:
-    for line in file.read_text(encoding="utf-8").split("\n")[1:]:
-        if not line:
-            continue
-        compound, smiles, text = line.split("\t")
-        try:
-            atoms = len(featurise(smiles, MAX_ATOMS).atoms)
-        except MoleculeError:
-            continue
-        answer = cut(text, ANSWER_WORDS)
-        yield Question(f"chebi20:{compound}", MOLECULE_QUESTION, answer, (smiles,), (), (atoms,))
-
-
 def protein_rows(data: Path, split: str, work: Path) -> tuple[list[Question], list[Question]]:
-    """Yeast proteins with the first clause of their description, or Swiss-Prot entries with UniProtQA's questions."""
+    """Training and test rows; those of UniProt are built first, with clusters of like sequences held out."""
     if split == "yeast":
-        rows = [
-            Question(
-                entry["entry_name"], PROTEIN_QUESTION, first_clause(entry), (), (entry["sequence"][:MAX_RESIDUES],)
-            )
-            for entry in yeast_entries(data)
-        ]
-        random.Random(0).shuffle(rows)
-        return rows[len(rows) // 5 :], rows[: len(rows) // 5]
+        return yeast_rows(data)
     if not (work / "entries").exists():
         (work / "logs").mkdir(parents=True, exist_ok=True)
         (work / "entries.json").write_text(json.dumps(uniprotqa(data)))
         words: list[str | Path] = ["uniprotqa", work / "entries.json", "--out", work / "entries"]
         words += ["--split", "identity", "--clusters", "kmers", "--validation-fraction", "0", "--test-fraction", "0.25"]
         run(["align", "build", *words], work / "logs" / "entries")
-    train_rows, test_rows = (
-        [
-            replace(row, answer=cut(row.answer, ANSWER_WORDS), proteins=(row.proteins[0][:MAX_RESIDUES],))
-            for row in QuestionSet(work / "entries", name)
-        ]
-        for name in ("train", "test")
-    )
-    return train_rows, test_rows
-
-
-def uniprotqa(data: Path) -> dict[str, dict[str, object]]:
-    """Swiss-Prot entries with the questions and answers of UniProtQA, in its published format."""
-    fields = {"function": FUNCTION, "names": NAMES, "family": FAMILY, "subcellular_location": LOCATION}
-    found: dict[str, dict[str, object]] = {}
-    for line in (data / "uniprot" / "uniprot_entries.open.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
-        entry = json.loads(line)
-        asked = [[question, ", ".join(entry[field])] for field, question in fields.items() if entry[field]]
-        found[entry["accession"]] = {"sequence": entry["sequence"], "data": asked}
-    return found
-
-
-def yeast_entries(data: Path) -> list[dict[str, str]]:
-    """SGD's descriptions of yeast proteins."""
-    with gzip.open(data / "yeast_protein_text" / "yeast_sgd.open.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def first_clause(entry: dict[str, str]) -> str:
-    """Of a description: what the protein is or does."""
-    return cut(entry["description"].split(";")[0], ANSWER_WORDS)
-
-
-def protein_texts(data: Path, split: str, training: list[Question]) -> dict[str, str]:
-    """What the language model is trained on, by id: descriptions of yeast proteins, and the answers to be learnt."""
-    found = {entry["entry_name"]: entry["description"] for entry in yeast_entries(data)}
-    return found if split == "yeast" else found | {row.id: row.answer for row in training}
-
-
-def texts(data: Path) -> dict[str, str]:
-    """What the language model is trained on, by id: every caption at hand."""
-    found: dict[str, str] = {}
-    for line in (data / "pubchem_desc" / "pcdes.open.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
-        entry = json.loads(line)
-        found[f"chebi20:{entry['CID']}"] = entry["description"]
-    for name in ("train_open.txt", "test_open.txt"):
-        for line in (data / "chebi20" / name).read_text(encoding="utf-8").split("\n")[1:]:
-            if line:
-                compound, _, text = line.split("\t")
-                found[f"chebi20:{compound}"] = text
-    return found
-
-
-def cut(text: str, words: int) -> str:
-    """Its first words."""
-    return " ".join(text.split()[:words])
-
-
-def with_hints(texts: dict[str, str], draws: int, seed: int) -> list[Question]:
-    """Each text several times as the answer to a prompt that has some of its words where a molecule would be."""
-    random_numbers = random.Random(seed)
-    result = []
-    for draw in range(draws):
-        for name, text in texts.items():
-            answer = cut(text, ANSWER_WORDS)
-            words = list(dict.fromkeys(word.strip(".,;") for word in answer.split() if len(word) > 3))
-            hints = " ".join(random_numbers.sample(words, min(len(words), random_numbers.randint(0, HINTS))))
-            question = f"<molecule>{hints}</molecule> {MOLECULE_QUESTION}"
-            result.append(Question(f"{name}/{draw}", question, answer, (), ()))
-    return result
-
-
-def derangement(count: int, seed: int) -> list[int]:
-    """A permutation that leaves nothing in its place."""
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    result = [0] * count
-    for place, row in enumerate(order):
-        result[row] = order[(place + 1) % count]
-    return result
-
-
-def under(condition: str, rows: Sequence[Question], seed: int) -> list[Question]:
-    """The rows as a condition shows them."""
-    if condition == "true":
-        return list(rows)
-    if condition == "none":
-        return [replace(row, molecules=(), proteins=(), atoms=()) for row in rows]
-    if condition == "constant":
-        molecule = any(row.molecules for row in rows)
-        same = (("C",), (), (1,)) if molecule else ((), ("M",), ())
-        return [replace(row, molecules=same[0], proteins=same[1], atoms=same[2]) for row in rows]
-    others = derangement(len(rows), seed)
-    return [
-        replace(row, molecules=rows[other].molecules, proteins=rows[other].proteins, atoms=rows[other].atoms)
-        for row, other in zip(rows, others)
-    ]
-
-
-def write_questions(directory: Path, splits: Mapping[str, Sequence[Question]]) -> None:
-    """A question set as `align build` leaves it."""
-    if (directory / "manifest.json").exists():
-        return
-    infos = {
-        name: [asdict(info) for info in write_split(directory / name, (row.to_json() for row in rows))]
-        for name, rows in splits.items()
-    }
-    manifest.write(directory, STAGE, {"made_by": "benchmarks/structure_signal.py"}, [], {"splits": infos})
+    return uniprot_rows(work / "entries")
 
 
 # The language model.
