@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Programs start hundreds of times: what they import is to be compiled once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test lint format clean
 
 help:
@@ -12,20 +15,19 @@ help:
 	@echo "make test    all tests (as root on Debian or Ubuntu: installs Slurm, for those that run jobs on it)"
 	@echo "make lint    ruff, format check, mypy"
 
-# Modules are compiled when they are first imported: pip would compile them all, most of them for nothing.
 # torch first and by exact version: a range could bring a newer build than the one the other pins were tried with.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; run: make PYTHON=python3.11 ...")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RANKS=$(or $(RANKS),2) bash configs/demo/run.sh
 
 test: $(INSTALLED)
-	BIOMEDGPT_INSTALL_PACKAGES=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
+	BIOMEDGPT_INSTALL_PACKAGES=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

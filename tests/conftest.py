@@ -22,21 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For runs over several processes (-n 2 --dist loadgroup): a file's tests share fixtures, those of Slurm a cluster.
-
-    The longest go first, so that no process is left with them at the end.
-    """
-    longest = ("tests/slurm/test_chain", "tests/slurm/", "tests/faults/", "tests/align/", "tests/eval/")
+    """The longest files go first, so that no process is left with them at the end; Slurm's not all at once."""
+    longest = ("tests/slurm/test_chain", "tests/slurm/test_jobs", "tests/faults/", "tests/slurm/", "tests/align/")
 
     def place(item: pytest.Item) -> int:
         return next((number for number, name in enumerate(longest) if item.nodeid.startswith(name)), len(longest))
 
     gc.freeze()  # hundreds of imported libraries need not be looked through again and again
     items.sort(key=place)
-    for item in items:
-        file = item.nodeid.split("::")[0]
-        shares_cluster = "sandbox" in getattr(item, "fixturenames", ()) and not file.endswith("test_chain.py")
-        item.add_marker(pytest.mark.xdist_group("slurm" if shares_cluster else file))
 
 
 @pytest.fixture(scope="session")

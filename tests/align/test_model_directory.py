@@ -1,5 +1,6 @@
 """A model directory holds all of a model, and says clearly what is wrong with one that does not."""
 
+import dataclasses
 import json
 import shutil
 
@@ -43,7 +44,8 @@ def saved(real_data, language_model, tmp_path_factory):
 def losses(model, questions):
     batch = model.encoding.collate([model.encoding.example(question) for question in questions])
     with torch.no_grad():
-        return model.eval().row_losses(batch)[0]
+        # whole rows: only some models may read what rows share once, and that rounds otherwise
+        return model.eval().row_losses(dataclasses.replace(batch, shared=0))[0]
 
 
 @pytest.mark.parametrize("copied", [False, True])
