@@ -92,7 +92,8 @@ def test_bf16_follows_fp32(stage, world, mode, align_inputs, tmp_path):
     """The frozen language model in bfloat16, what is trained and the molecule encoder in float32, at any stage."""
     curves = []
     for precision in ("fp32", "bf16"):
-        config = make_config(tmp_path / precision, align_inputs, stage, mode, precision, samples=1, sample_tokens=4)
+        changes = {"steps": 2, "samples": 1, "sample_tokens": 2}
+        config = make_config(tmp_path / precision, align_inputs, stage, mode, precision, **changes)
         run_ranks(world, quietly, config)
         curves.append(losses(metrics_rows(tmp_path / precision)))
     assert curves[1] == pytest.approx(curves[0], abs=0.06) and curves[1] != curves[0]
