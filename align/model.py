@@ -199,9 +199,11 @@ class AlignedModel(nn.Module):
         of activations leaves a cache out, and models with a state have none.
         """
         model = self.language_model
-        recomputes = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-        caches = not model._is_stateful and "past_key_values" in signature(model.get_decoder().forward).parameters
-        return len(batch.ids) > 1 and caches and not self.registered and not recomputes
+        if len(batch.ids) == 1 or self.registered or model._is_stateful:
+            return False
+        if "past_key_values" not in signature(model.get_decoder().forward).parameters:
+            return False
+        return not (model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()))
 
     @torch.no_grad()
     def _read(self, embedded: Tensor, rows: int) -> DynamicCache:
