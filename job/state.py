@@ -34,6 +34,8 @@ class RunState:
     """why it was stopped or failed"""
     job: str | None = None
     """Slurm's id of the job"""
+    wandb: str | None = None
+    """where W&B shows the run, if it is online"""
     host: str = ""
     """of the rank that wrote this"""
     time: float = 0.0

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import tomllib
-import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from job.directory import RunDirectory
 from job.errors import InputError
-from job.files import cut_torn_line, write_text
-
-Mode = Literal["auto", "online", "offline", "disabled"]
+from job.files import cut_torn_line
+from job.wandb_run import Mode, WandbRun
 
 
 class Tracker:
-    """Writes each row to `metrics.jsonl` (flushed at once) and to W&B, from the logging rank only.
-
-    W&B's horizontal axis is `train/tokens`, set by `define_metric` and never by `step=`, so that steps which a restart
-    repeats are kept. The W&B run id lives in the run directory: a restart goes on in the same run.
-    """
+    """Writes each row to `metrics.jsonl` (flushed at once) and to W&B, from the logging rank only."""
 
     def __init__(
         self,
@@ -41,14 +34,12 @@ class Tracker:
             self._rows = run.metrics.open("a", encoding="utf-8")
         except OSError as error:
             raise self._cannot_write(error) from None
-        self._wandb: Any = None
-        if mode != "disabled":
-            self._wandb = _start_wandb(run, config, project, name or run.path.resolve().name, mode)
+        self._wandb = None if mode == "disabled" else WandbRun(run, config, project, name, mode)
 
     @property
     def url(self) -> str | None:
         """Where W&B shows the run, if it is online."""
-        return getattr(self._wandb, "url", None)
+        return self._wandb.url if self._wandb else None
 
     def log(self, step: int, values: dict[str, Any], **identity: Any) -> None:
         """Write one row: metrics by name, plus `step`, the attempt, the time and what `identity` adds to the row.
@@ -67,11 +58,7 @@ class Tracker:
     def log_table(self, name: str, rows: list[dict[str, Any]], tokens: int) -> None:
         """Show rows with equal keys, such as generated answers, as a table in W&B, at a place on its axis."""
         if self._wandb is not None and rows:
-            import wandb
-
-            columns: list[str | int] = list(rows[0])
-            table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
-            self._wandb.log({name: table, "train/tokens": tokens})
+            self._wandb.log_table(name, rows, tokens)
 
     def close(self) -> None:
         """Finish the W&B run and close the file."""
@@ -82,37 +69,6 @@ class Tracker:
 
     def _cannot_write(self, error: OSError) -> InputError:
         return InputError(f"cannot write {self._path}: {error.strerror}; make room and start the same command again")
-
-
-def _start_wandb(run: RunDirectory, config: dict[str, Any], project: str, name: str, mode: Mode) -> Any:
-    import wandb
-
-    id_file = run.path / "wandb-id"
-    if not id_file.exists():
-        write_text(id_file, uuid.uuid4().hex[:8] + "\n")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_wandb()
-    started = wandb.init(
-        project=project,
-        name=name,
-        id=id_file.read_text().strip(),
-        resume="allow",
-        dir=str(run.path),
-        config=config,
-        mode=("online" if has_key else "offline") if mode == "auto" else mode,
-        settings=wandb.Settings(console="off", disable_git=True, save_code=False),
-    )
-    started.define_metric("train/tokens")
-    started.define_metric("*", step_metric="train/tokens")
-    return started
-
-
-def _netrc_has_wandb() -> bool:
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return "wandb" in netrc.read_text(encoding="utf-8")
-    except OSError:
-        return False
 
 
 def read_rows(metrics: Path) -> list[dict[str, Any]]:
@@ -152,7 +108,6 @@ def add_evaluation(run: RunDirectory, step: int, tokens: int, values: dict[str, 
     if not (run.path / "wandb-id").exists():
         return
     tracking = tomllib.loads(run.config.read_text(encoding="utf-8"))["tracking"]
-    name = tracking.get("name") or run.path.resolve().name
-    started = _start_wandb(run, {}, tracking["project"], name, tracking["mode"])
+    started = WandbRun(run, {}, tracking["project"], tracking.get("name"), tracking["mode"])
     started.log(values | {"train/tokens": tokens, "step": step})
     started.finish()

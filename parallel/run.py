@@ -95,6 +95,7 @@ def start_tracking(
         run, attempt, configs.as_dict(config), project=tracking.project, name=tracking.name, mode=tracking.mode
     )
     resources.callback(tracker.close)
+    change_state(run, wandb=tracker.url)
     if warning := warm_up_warning(steps, config.schedule):
         log.warning("warning: %s", warning)
     return tracker

@@ -102,8 +102,8 @@ def training(run: RunDirectory, slurm: Slurm) -> list[str]:
         return ["training has not begun", *_endings(endings)]
     told, at_work = _state(state, endings, slurm)
     lines = [told, *_progress(run, state, at_work), *_endings(endings)]
-    if url := _wandb_url(run, state.attempt):
-        lines.append(f"W&B {url}")
+    if state.wandb:
+        lines.append(f"W&B {state.wandb}")
     return lines
 
 
@@ -162,15 +162,3 @@ def _endings(endings: Sequence[restarts.Ending]) -> list[str]:
     if endings and endings[-1].decision == "stop":
         lines.append(f"job {endings[-1].job} gave up: {endings[-1].reason}")
     return lines
-
-
-def _wandb_url(run: RunDirectory, attempt: int) -> str | None:
-    """What the first lines of the first rank's log say of W&B."""
-    log = run.log_file(attempt, 0)
-    if not log.exists():
-        return None
-    with open(log, encoding="utf-8", errors="replace") as lines:
-        for _, line in zip(range(100), lines):
-            if line.startswith("W&B: "):
-                return line.removeprefix("W&B: ").strip()
-    return None

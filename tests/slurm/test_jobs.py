@@ -151,16 +151,37 @@ def test_a_mistake_is_not_tried_again(slurm, sandbox, inputs):
     assert not list(run.glob(".mistake*"))
 
 
-def test_alignment_goes_on_after_a_kill(slurm, sandbox, align_inputs, tmp_path):  # noqa: F811
-    """The same for DeepSpeed: queued again, it ends in the bits of a run that nobody disturbed."""
-    codes, output = run_job(2, align_config_of(tmp_path / "whole", align_inputs), seconds=240, command=align)
+def test_alignment_goes_on_after_a_kill_a_hang_and_a_lost_node(slurm, sandbox, align_inputs, tmp_path):  # noqa: F811
+    """The same for DeepSpeed: queued again each time, it ends in the bits of a run that nobody disturbed."""
+
+    def config_of(directory):
+        config = align_config_of(directory, align_inputs)
+        config.train.steps, config.parallel.timeout_seconds = 24, 120
+        config.health.hang_factor, config.health.hang_minimum_seconds = 20.0, 8.0
+        return config
+
+    def ranks_on(node):
+        return sandbox.inside(node, "pgrep", "--full", "^[^ ]*python[^ ]* -m align").split()
+
+    codes, output = run_job(2, config_of(tmp_path / "whole"), seconds=240, command=align)
     assert codes == [0, 0], output
-    run, jobs = submit(slurm, align_config_of(slurm.directory / "run", align_inputs))
-    wait_for_step(run, 2)
-    ranks = sandbox.inside("node2", "pgrep", "--full", "^[^ ]*python[^ ]* -m align").split()
-    sandbox.inside("node2", "kill", "-KILL", *ranks)
-    assert sandbox.wait(jobs["align"], 300) == "COMPLETED", logs(run)
-    assert [ending.decision for ending in endings(run)] == ["requeue", "done"]
+    run, jobs = submit(slurm, config_of(slurm.directory / "run"))
+    wait_for_step(run, 3)  # there is a checkpoint every second step
+    sandbox.inside("node2", "kill", "-KILL", *ranks_on("node2"))
+    wait_for_step(run, 9, attempt=2)
+    sandbox.inside("node2", "kill", "-STOP", *ranks_on("node2"))
+    wait_for_step(run, 16, attempt=3)
+    sandbox.cut("node2")
+    try:
+        assert sandbox.wait(jobs["align"], 300) == "COMPLETED", logs(run)
+    finally:
+        sandbox.start_node("node2")
+    killed, hung, lost, done = endings(run)
+    assert killed.exit_code > 128 and killed.checkpoint >= 2
+    assert "no step for" in hung.reason and hung.checkpoint >= 8
+    assert list(run.glob("logs/attempt-2/stacks-rank-*.txt"))
+    assert "Slurm queued the job again" in lost.reason and lost.checkpoint >= 14
+    assert done.decision == "done" and sandbox.field(jobs["align"], "NodeList") == "node[1,3]"
     assert_equal_alignments(final(run), final(tmp_path / "whole"))
     assert samples_in_order(run) == samples_in_order(tmp_path / "whole")
 
