@@ -28,14 +28,12 @@ class WandbRun:
 
     def __init__(self, run: RunDirectory, config: dict[str, Any], project: str, name: str | None, mode: Mode) -> None:
         """Open it. Raises `InputError` where W&B refuses the key or the names."""
-        self._directory = run.path
         id_file = run.path / "wandb-id"
         if not id_file.exists():
             write_text(id_file, uuid.uuid4().hex[:8] + "\n")
         os.environ.setdefault("WANDB_SILENT", "true")
-        if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_wandb() else "offline"
-        self._run: Any = _start(run, id_file.read_text().strip(), config, project, name, mode)
+        online = _is_set_up() if mode == "auto" else mode == "online"
+        self._run: Any = _start(run, id_file.read_text().strip(), config, project, name, online)
 
     @property
     def url(self) -> str | None:
@@ -74,10 +72,12 @@ class WandbRun:
             log.warning("warning: W&B takes no more rows (%s); metrics.jsonl has them all", reason)
 
 
-def _start(run: RunDirectory, identity: str, config: dict[str, Any], project: str, name: str | None, mode: Mode) -> Any:
+def _start(
+    run: RunDirectory, identity: str, config: dict[str, Any], project: str, name: str | None, online: bool
+) -> Any:
     import wandb
 
-    def init(mode: Mode) -> Any:
+    def init(online: bool) -> Any:
         return wandb.init(
             project=project,
             name=name or run.path.resolve().name,
@@ -85,12 +85,12 @@ def _start(run: RunDirectory, identity: str, config: dict[str, Any], project: st
             resume="allow",
             dir=str(run.path),
             config=config,
-            mode=mode,
+            mode="online" if online else "offline",
             settings=wandb.Settings(console="off", disable_git=True, save_code=False, finish_timeout=_FINISH_SECONDS),
         )
 
     try:
-        started = init(mode)
+        started = init(online)
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         raise InputError(
             f"W&B refuses this run: {_first_line(error)}; check WANDB_API_KEY and [tracking], or set tracking.mode to "
@@ -103,7 +103,7 @@ def _start(run: RunDirectory, identity: str, config: dict[str, Any], project: st
             run.path / "wandb",
         )
         wandb.teardown()  # its service takes the run's id to be in use
-        started = init("offline")
+        started = init(online=False)
     started.define_metric("train/tokens")
     started.define_metric("*", step_metric="train/tokens")
     return started
@@ -114,7 +114,12 @@ def _first_line(error: Exception) -> str:
     return line if len(line) <= 200 else line[:200] + " ..."
 
 
-def _netrc_has_wandb() -> bool:
+def _is_set_up() -> bool:
+    """Whether there is a key, and WANDB_MODE does not say otherwise."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return "wandb" in netrc.read_text(encoding="utf-8")
