@@ -22,7 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; run: make PYTHON=python3.11 ...")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
-	$(PIP_INSTALL) --constraint constraints.txt --editable '.[test]'
+	@# torch is compiled on another core meanwhile
+	$(BIN)/python -m compileall -q $(VENV)/lib > $(VENV)/compiled 2>&1 & \
+	    $(PIP_INSTALL) --constraint constraints.txt --editable '.[test]'
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from job.errors import InputError
+from job.launch import quick_imports
 
 
 def dispatch(package: str, verbs: Mapping[str, tuple[str, str]]) -> int | None:
@@ -28,4 +29,6 @@ def dispatch(package: str, verbs: Mapping[str, tuple[str, str]]) -> int | None:
     if words[0] not in verbs:
         raise InputError(f"unknown verb '{words[0]}'; the verbs are {', '.join(verbs)}")
     module, function = verbs[words[0]][0].split(":")
-    return getattr(importlib.import_module(module), function)(words[1:])
+    with quick_imports():
+        found = getattr(importlib.import_module(module), function)
+    return found(words[1:])

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from align.esm import create_protein_encoder
-from align.gnn import MoleculeEncoder
+from align.esm import ProteinBatch, create_protein_encoder
+from align.gnn import MoleculeEncoder, collate_graphs
 from align.language_model import load_language_model, load_tokenizer
 from align.model import AlignedModel
+from align.molecules import featurise
 from align.prompts import Turn
+from align.proteins import tokenise
 from align.questions import Question
 from align.settings import AdapterSettings, AlignedSettings, MoleculeSettings, PromptSettings, ProteinSettings
 
@@ -77,3 +79,37 @@ def mixed_questions(real_data):
 
 def asked(questions):
     return [[Turn.asking(question)] for question in questions]
+
+
+def make_batch(model, questions, side="right"):
+    return model.encoding.collate([model.encoding.example(question) for question in questions], side)
+
+
+@torch.no_grad()
+def assembled_by_hand(model, question):
+    """Embeddings [T, hidden] of one row, piece by piece: text, one structure at a time, text."""
+    example = model.encoding.example(question)
+    parts = []
+    molecules = [featurise(smiles) for smiles in question.molecules]
+    proteins = [tokenise(sequence, model.settings.protein.max_residues) for sequence in question.proteins]
+    vectors = []
+    for graph in molecules:
+        batch = collate_graphs([graph])
+        vectors.append(model.molecule_adapter(model.molecule_encoder(batch), batch.lengths))
+    for chain in proteins:
+        ids = torch.from_numpy(chain)
+        batch = ProteinBatch(ids, (len(ids),))
+        vectors.append(model.protein_adapter(model.protein_encoder(batch), batch.lengths))
+    place = 0
+    words = model.language_model.get_input_embeddings().weight
+    while place < len(example.ids):
+        if example.ids[place] >= 0:
+            parts.append(words[example.ids[place]][None])
+            place += 1
+        else:
+            vector = vectors.pop(0)
+            assert (example.ids[place : place + len(vector)] == example.ids[place]).all()
+            parts.append(vector)
+            place += len(vector)
+    assert not vectors
+    return torch.cat(parts)

@@ -11,15 +11,14 @@ from align.gnn import collate_graphs
 from align.language_model import is_lora, load_language_model, load_tokenizer
 from align.model import AlignedModel
 from align.molecules import featurise
-from align.prompts import Turn
 from align.proteins import tokenise
 from align.questions import Question
 from align.settings import LoraSettings
 from job.errors import InputError
 from tests.align.aligned_models import (
-    asked,
+    assembled_by_hand,
+    make_batch,
     mixed_questions,
-    real_proteins,
     real_smiles,
     small_model,
     small_settings,
@@ -38,42 +37,6 @@ def model(real_data):
 @pytest.fixture(scope="module")
 def questions(real_data):
     return mixed_questions(real_data)
-
-
-def make_batch(model, questions, side="right"):
-    return model.encoding.collate([model.encoding.example(question) for question in questions], side)
-
-
-@torch.no_grad()
-def assembled_by_hand(model, question):
-    """Embeddings [T, hidden] of one row, piece by piece: text, one structure at a time, text."""
-    example = model.encoding.example(question)
-    parts = []
-    molecules = [featurise(smiles) for smiles in question.molecules]
-    proteins = [tokenise(sequence, model.settings.protein.max_residues) for sequence in question.proteins]
-    vectors = []
-    for graph in molecules:
-        batch = collate_graphs([graph])
-        vectors.append(model.molecule_adapter(model.molecule_encoder(batch), batch.lengths))
-    for chain in proteins:
-        ids = torch.from_numpy(chain)
-        from align.esm import ProteinBatch
-
-        batch = ProteinBatch(ids, (len(ids),))
-        vectors.append(model.protein_adapter(model.protein_encoder(batch), batch.lengths))
-    place = 0
-    words = model.language_model.get_input_embeddings().weight
-    while place < len(example.ids):
-        if example.ids[place] >= 0:
-            parts.append(words[example.ids[place]][None])
-            place += 1
-        else:
-            vector = vectors.pop(0)
-            assert (example.ids[place : place + len(vector)] == example.ids[place]).all()
-            parts.append(vector)
-            place += len(vector)
-    assert not vectors
-    return torch.cat(parts)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -314,79 +277,6 @@ def test_new_lora_changes_nothing_and_unknown_layers_are_refused(real_data, ques
         small_model(real_data, registered=True).tune("lora", LoraSettings(modules=["no_such_layer"]))
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_batched_answers_are_those_one_by_one(model, questions, beams):
-    """Defect: the released class pads on the right, so that the shorter rows go on from padding."""
-    options = {"max_new_tokens": 16, "num_beams": beams}
-    together = model.generate(questions, **options)
-    alone = [model.generate([question], **options)[0] for question in questions]
-    assert together == alone
-    assert len(set(together)) > 1 and all(together)
-
-
-def test_generated_words_are_the_language_models_own(model, questions):
-    """Greedy decoding by hand, from embeddings put together by hand."""
-    question = dataclasses.replace(questions[2], answer="")
-    embedded = assembled_by_hand(model, question)[:-1]  # without the end token
-    words, ids = model.language_model.get_input_embeddings(), []
-    for _ in range(12):
-        with torch.no_grad():
-            logits = model.language_model(inputs_embeds=embedded[None]).logits
-        ids.append(int(logits[0, -1].argmax()))
-        embedded = torch.cat([embedded, words(torch.tensor(ids[-1:]))])
-    expected = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert model.generate([question], max_new_tokens=12, stop_strings=[]) == [expected]
-
-
-def test_structure_changes_the_answer(model, real_data):
-    turns = [Turn("What is it?", None, (smiles,)) for smiles in real_smiles(real_data, 8)]
-    assert len(set(model.generate(turns, max_new_tokens=12))) > 1
-
-
-def test_stop_string_ends_an_answer(model, questions):
-    full = model.generate(questions[:2], max_new_tokens=20, stop_strings=[])
-    stop = full[0][5:8]
-    stopped = model.generate(questions[:2], max_new_tokens=20, stop_strings=[stop])
-    assert stopped[0] == full[0][: full[0].index(stop)].strip() and stop not in stopped[1]
-
-
-def test_answer_ends_at_the_separator_or_the_end_token(real_data):
-    """A model that has learnt to go on with another turn, as the released one does, is cut at the separator."""
-    model = small_model(real_data, registered=True)
-    smiles, sequence = real_smiles(real_data, 1)[0], real_proteins(real_data, 1)[0]
-    taught = [
-        Question("a", "What is it?", "A story. ### Human: more", (smiles,)),
-        Question("b", "Who is it?", "The end", (), (sequence,)),
-    ]
-    model.tune("all")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    batch = make_batch(model, taught)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = model.train()(batch) / batch.answer_tokens
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1
-    assert model.generate(taught, max_new_tokens=30) == ["A story.", "The end"]
-    assert model.generate(taught, max_new_tokens=30, stop_strings=[])[0].startswith("A story. ### Human: more")
-    assert model.training  # as it was
-
-
-def test_sampling_follows_the_seed(model, questions):
-    def sample(seed):
-        torch.manual_seed(seed)
-        return model.generate(questions, max_new_tokens=12, do_sample=True, temperature=1.5)
-
-    assert sample(1) == sample(1) != sample(2)
-
-
-def test_defect_long_context_was_cut_to_one_column(model, real_data):
-    """The released chat keeps one embedding of a context that is too long; here it is refused by its length."""
-    long = Turn("word " * 460, None, (real_smiles(real_data, 1)[0],))
-    with pytest.raises(InputError, match=r"prompt of \d+ tokens and an answer of up to 64 exceed .* 512"):
-        model.generate([long], max_new_tokens=64)
-
-
 def test_language_model_in_bfloat16_leaves_the_graph_network_in_float32(real_data, questions, model):
     half = small_model(real_data, dtype=torch.bfloat16)
     half.tune("encoders")
@@ -451,29 +341,12 @@ def test_max_length_beyond_the_language_model_is_refused(real_data):
         small_model(real_data, small_settings(max_length=513))
 
 
-def test_no_questions_have_no_answers(model):
-    assert model.generate([]) == []
-    assert model.generate(asked([Question("x", "Why?", "")]), max_new_tokens=4)
-
-
 @torch.no_grad()
 def test_defect_beginning_was_an_id_among_embeddings(model, questions):
     batch = make_batch(model, questions)
     words = model.language_model.get_input_embeddings().weight
     assert (batch.ids[:, 0] == model.tokenizer.bos_token_id).all()
     assert torch.equal(model.embed(batch)[:, 0], words[model.tokenizer.bos_token_id].expand(len(questions), -1))
-
-
-def test_defect_generation_was_padded_on_the_right(model, questions, monkeypatch):
-    """An answer must continue the prompt: nothing may lie between them."""
-    seen = []
-    generate = model.language_model.generate
-    monkeypatch.setattr(
-        model.language_model, "generate", lambda **given: seen.append(given["attention_mask"]) or generate(**given)
-    )
-    together = model.generate(asked(questions), max_new_tokens=8)
-    assert (seen[0][:, -1] == 1).all() and (seen[0][:, 0] == 0).any()
-    assert together == [model.generate([turns], max_new_tokens=8)[0] for turns in asked(questions)]
 
 
 @torch.no_grad()

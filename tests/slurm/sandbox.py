@@ -252,7 +252,7 @@ class Sandbox:
             if time.monotonic() > deadline:
                 told = what() if callable(what) else what
                 raise AssertionError(f"waited {seconds} s for {told}\n{self._logs()}")
-            time.sleep(0.1)
+            time.sleep(0.3)
 
     def _logs(self):
         logs = [*self.root.glob("log/*.out"), self.root / "log" / "slurmctld.log"]

@@ -26,7 +26,10 @@ CLUSTER = """
 """
 # The recipe itself takes minutes: fewer steps, fewer questions.
 SHORTER = {
-    "pretrain": ["--train.steps", "4", "--train.validate_every", "0", "--checkpoint.every_steps", "2"],
+    "pretrain": [
+        "--train.steps", "4", "--train.validate_at_start", "false", "--train.validate_every", "0",
+        "--train.global_batch", "4", "--train.micro_batch", "2", "--checkpoint.every_steps", "2",
+    ],
     "align": [
         "--train.epochs", "null", "--train.steps", "3", "--train.samples", "0", "--train.validate_at_start", "false",
     ],

@@ -55,7 +55,7 @@ def pretraining(slurm, inputs, steps, layout=None):
 def test_time_limit_preemption_and_cancellation(slurm, sandbox, inputs):
     """Before its limit a job saves and is queued again, likewise where an urgent job takes its nodes; cancelled, no."""
     low = CLUSTER.replace("[gpu]", '[gpu]\n    partition = "low"')
-    run, jobs = submit(slurm, pretraining(slurm, inputs, steps=100_000), cluster=low)
+    run, jobs = submit(slurm, pretraining(slurm, inputs, steps=100_000), nodes=1, cluster=low)
     job = jobs["pretrain"]
     wait_for_step(run, 2)
     minutes = int(sandbox.field(job, "RunTime").split(":")[1]) + 2
