@@ -19,6 +19,7 @@ QUESTIONS = 1024
 
 _BLOCK = 128  # questions that are encoded at a time
 _LEAST_DEVIATION = 1e-3  # of the largest: features that hardly vary are not blown up
+_ROUNDING = 1e-5  # of the largest value: where nothing varies by more, all structures are one and the same
 
 
 def measure_statistics(model: AlignedModel, order: QuestionOrder, token_budget: int, device: torch.device) -> int:
@@ -59,5 +60,7 @@ def measure_statistics(model: AlignedModel, order: QuestionOrder, token_budget: 
             mean = total / number
             deviation = (squares / number - mean**2).clamp(min=0).sqrt()
             adapter.mean.copy_(mean)
+            if deviation.max() <= _ROUNDING * (squares / number).max().sqrt():
+                deviation = torch.ones_like(deviation)
             adapter.deviation.copy_(deviation.clamp(min=float(_LEAST_DEVIATION * deviation.max())))
     return count

@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from align.config import SourceConfig
 from align.esm import collate_proteins, load_protein_encoder
 from align.export import main as export
 from align.model import AlignedModel
 from align.proteins import tokenise
 from align.question_shards import QuestionSet
 from align.settings import AdapterSettings
+from tests.align.question_sets import chebi_questions, write_set
 from tests.align.runs import checkpoint_tensors, final, make_config, quietly
 from tests.ranks.fork import run_ranks
 from tests.training import metrics_rows
@@ -75,3 +77,14 @@ def test_statistics_are_measured_once_and_survive_to_the_exported_model(align_in
     last = [row["val/loss/yeast"] for row in metrics_rows(tmp_path / "run") if "val/loss/yeast" in row][-1]
     assert loss == pytest.approx(last, abs=1e-4)
     assert "standardised" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_structures_that_are_all_alike_are_centred_only(align_inputs, real_data, tmp_path):
+    """A control whose rows all have the same structure: its deviation is nothing, or what rounding leaves."""
+    rows = [replace(question, molecules=("C",), atoms=(1,)) for question in chebi_questions(real_data, 24)]
+    write_set(tmp_path / "alike", rows[:20], rows[20:])
+    config = standardised(tmp_path / "run", align_inputs, 0, steps=2)
+    config.data.sources = [SourceConfig(str(tmp_path / "alike"))]
+    run_ranks(1, quietly, config)
+    buffers = load_file(final(tmp_path / "run") / "buffers.safetensors")
+    assert (buffers["molecule_adapter.deviation"] == 1).all() and buffers["molecule_adapter.mean"].abs().max() > 0.1
