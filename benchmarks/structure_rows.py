@@ -17,7 +17,6 @@ from job import manifest
 
 MAX_ATOMS, MAX_RESIDUES = 32, 256
 ANSWER_WORDS = 30  # of a caption: what is asked for
-HINTS = 10  # most words of a caption that its prompt gives away to a language model that learns to read prompts
 PROTEIN_QUESTION = "Please describe this protein."
 
 
@@ -113,20 +112,6 @@ def texts(data: Path) -> dict[str, str]:
 def cut(text: str, words: int) -> str:
     """Its first words."""
     return " ".join(text.split()[:words])
-
-
-def with_hints(texts: dict[str, str], draws: int, seed: int) -> list[Question]:
-    """Each text several times as the answer to a prompt that has some of its words where a molecule would be."""
-    random_numbers = random.Random(seed)
-    result = []
-    for draw in range(draws):
-        for name, text in texts.items():
-            answer = cut(text, ANSWER_WORDS)
-            words = list(dict.fromkeys(word.strip(".,;") for word in answer.split() if len(word) > 3))
-            hints = " ".join(random_numbers.sample(words, min(len(words), random_numbers.randint(0, HINTS))))
-            question = f"<molecule>{hints}</molecule> {MOLECULE_QUESTION}"
-            result.append(Question(f"{name}/{draw}", question, answer, (), ()))
-    return result
 
 
 def derangement(count: int, seed: int) -> list[int]:

@@ -15,10 +15,10 @@ by scaffolds) and seed, models that differ in their data alone:
 and two tests of the model trained on true pairs, on rows it has not seen: the answer's loss with its own molecule
 against another row's, and against one of like size (align/controls.py).
 
-A language model that is trained along has been pretrained on the captions of the training rows, and gets one token per
-atom. One that stays frozen must already look at what its prompt gives it, as a chat model does, and must not know the
-captions by heart: it has been trained on other captions (larger molecules, PubChem) whose prompts hold some of their
-words, and gets eight resampled tokens of a molecule.
+Both language models have been pretrained on every caption but the held-out ones. The one that is trained along gets
+one token per atom from a GIN of random weights. The one that stays frozen gets eight resampled tokens from a public GCN
+that stays frozen too: what is trained is the adapter alone. Its captions had a training window each: from packed
+windows a model learns that what stands before a caption has nothing to do with it.
 
 `yeast` (the first clause of SGD's descriptions of yeast proteins, one in five held out) and `uniprot` (answers to the
 questions of UniProtQA, clusters of like sequences held out) do the same for proteins: one pooled, standardised token of
@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from structure_rows import (  # noqa: E402
+    ANSWER_WORDS,
     MAX_ATOMS,
     MAX_RESIDUES,
     cut,
@@ -57,15 +58,14 @@ from structure_rows import (  # noqa: E402
     under,
     uniprot_rows,
     uniprotqa,
-    with_hints,
     write_questions,
     yeast_rows,
 )
 
 from align.controls import PairedTest  # noqa: E402
-from align.prompts import Turn, build_prompt  # noqa: E402
 from align.questions import Question  # noqa: E402
 from align.settings import PromptSettings  # noqa: E402
+from eval.finetuning.instruction_shards import Row, encode, write  # noqa: E402
 from job.track import read_rows  # noqa: E402
 
 LANGUAGE_MODEL = dict(
@@ -86,6 +86,7 @@ LANGUAGE_MODEL = dict(
     torch_dtype="float32",
 )
 WORDS = 45  # of a caption: what the language model is trained on
+LONGEST = 96  # tokens of a caption that has a window of its own; a few have more, and are left out
 
 PROMPT = PromptSettings(system="", human="Q", assistant="A")
 
@@ -100,22 +101,28 @@ class Arm:
     adapter: str
     rate: float
     conditions: tuple[str, ...]
+    molecules: str | None = None
+    """a public encoder's weights, in the directory of data; none: a GIN from random weights"""
     proteins: bool = False
 
 
 CONDITIONS = ("true", "none", "shuffled")
-EACH, EIGHT = '{tokens = "each"}', '{tokens = "resampled", number = 8}'
+EACH = '{tokens = "each"}'
+EIGHT = '{tokens = "resampled", number = 8, standardise = true}'
 POOLED = '{tokens = "pooled", standardise = true}'
+PUBLIC_ENCODER = "gnn_checkpoints/gcn_supervised_contextpred.pth"  # of Hu et al. 2020, arXiv 1905.12265
 ARMS = {
     "trainable": Arm("language model trained", "all", "language-model", EACH, 1e-3, CONDITIONS),
     "proteins": Arm(
         "language model trained", "language_model", "language-model", POOLED, 1e-3, CONDITIONS, proteins=True
     ),
-    "frozen": Arm("language model frozen", "encoders", "prompt-reader", EIGHT, 3e-3, ("true", "constant")),
+    "frozen": Arm(
+        "language model frozen", "adapters", "caption-model", EIGHT, 3e-3, ("true", "constant"), PUBLIC_ENCODER
+    ),
 }
 EPOCHS = {"published": 2.0, "scaffold": 3.0, "yeast": 4.0, "uniprot": 12.0}
 PROTEINS = ("yeast", "uniprot")
-CONSTANT_RATE = 1e-3  # at 3e-3, one seed in three ends 0.08 nats above the others
+CONSTANT_RATE = 1e-3  # with a GIN and at 3e-3, one seed in three ended 0.08 nats above the others
 
 
 def main() -> None:
@@ -137,9 +144,9 @@ def main() -> None:
         corpus = protein_texts(options.data, split, rows[0]) if split in PROTEINS else texts(options.data)
         held_out = {row.id for row in rows[1]}
         corpus = {name: text for name, text in corpus.items() if name not in held_out}
-        make_language_models(work, corpus, {row.id for row in rows[0]}, {ARMS[arm].language_model for arm in arms})
+        make_language_models(work, corpus, {ARMS[arm].language_model for arm in arms})
         jobs = [
-            (work, ARMS[arm], condition, seed, options.epochs or EPOCHS[split])
+            (options.data, work, ARMS[arm], condition, seed, options.epochs or EPOCHS[split])
             for arm in arms
             for seed in range(options.seeds)
             for condition in ARMS[arm].conditions
@@ -195,13 +202,8 @@ def prepare(work: Path, train_rows: list[Question], test_rows: list[Question]) -
             write_questions(work / "questions" / name, made)
 
 
-def make_language_models(work: Path, corpus: dict[str, str], aligned: set[str], names: set[str]) -> None:
-    """Tokenizer and language models.
-
-    "language-model" knows the captions of the training rows. Nothing that it has read stands in front of a caption and
-    has to do with it, so it hardly looks there until it is trained to. "prompt-reader" has been trained on
-    other captions, whose prompts give away some of their words.
-    """
+def make_language_models(work: Path, corpus: dict[str, str], names: set[str]) -> None:
+    """Tokenizer and language models: "language-model" from packed windows, "caption-model" from one per caption."""
     captions = {name: cut(text, WORDS) for name, text in corpus.items()}
     if not (work / "tokenizer").exists():
         file = write_texts(work / "tokenizer-texts.jsonl", captions)
@@ -212,21 +214,21 @@ def make_language_models(work: Path, corpus: dict[str, str], aligned: set[str], 
     if not (work / "base").exists():
         (work / "model.json").write_text(json.dumps(LANGUAGE_MODEL))
         run(["parallel", "create", work / "model.json", work / "tokenizer", work / "base"], work / "logs" / "create")
-    if "language-model" in names:
-        pretrain(work, "language-model", captions, epochs=5, length=128)
-    if "prompt-reader" in names and not (work / "prompt-reader").exists():
-        others = {name: text for name, text in corpus.items() if name not in aligned}
-        rows = with_hints(others, draws=6, seed=0)
-        prompts = {row.id: "".join(build_prompt(PROMPT, [Turn.asking(row)]).pieces) + row.answer for row in rows}
-        pretrain(work, "hinted-model", prompts, epochs=1, length=256)
-        rows = with_hints(others, draws=4, seed=1)
-        write_questions(work / "questions" / "hints", {"train": rows, "validation": rows[:100]})
-        # Rows of their own and a loss on the answers alone: in windows shared by documents, reading is learned slowly.
-        align(work, "hints", "all", "hinted-model", EACH, 1e-3, "hints", seed=0, epochs=1)
-        model = work / "models" / "hints"
-        for file in model.glob("tokenizer*"):
-            shutil.copy(file, model / "language_model")
-        (model / "language_model").rename(work / "prompt-reader")
+    if "language-model" in names and not (work / "language-model").exists():
+        texts = write_texts(work / "language-model-texts.jsonl", captions)
+        (work / "language-model-build.toml").write_text(
+            f'output = "{work}/language-model-shards"\ntokenizer = "{work}/tokenizer"\n'
+            f'[selection]\nminimum_characters = 1\n[[sources]]\nname = "captions"\nformat = "jsonl"\n'
+            f'paths = ["{texts}"]\n[sharding]\nvalidation_fraction = 0.02\n'
+        )
+        run(["data_shards", "build", work / "language-model-build.toml"], work / "logs" / "language-model-build")
+        pretrain(work, "language-model", length=128, windows=16)
+    if "caption-model" in names and not (work / "caption-model").exists():
+        rows = [Row(name, "", cut(text, ANSWER_WORDS)) for name, text in corpus.items()]
+        if not (work / "caption-model-shards").exists():
+            encoded = encode(rows, work / "base", LONGEST)
+            write(work / "caption-model-shards", encoded, work / "base", LONGEST, False, 0, {"rows": len(rows)}, [])
+        pretrain(work, "caption-model", length=LONGEST, windows=32)
 
 
 def write_texts(file: Path, corpus: dict[str, str]) -> Path:
@@ -235,26 +237,17 @@ def write_texts(file: Path, corpus: dict[str, str]) -> Path:
     return file
 
 
-def pretrain(work: Path, name: str, corpus: dict[str, str], epochs: int, length: int) -> None:
-    """A language model from random weights, 2,048 tokens a step."""
-    if (work / name).exists():
-        return
-    texts = write_texts(work / f"{name}-texts.jsonl", corpus)
+def pretrain(work: Path, name: str, length: int, windows: int) -> None:
+    """A language model from random weights: five epochs over its shards."""
     shards, checkpoint, directory = (work / f"{name}-{part}" for part in ("shards", "start", "run"))
-    (work / f"{name}-build.toml").write_text(
-        f'output = "{shards}"\ntokenizer = "{work}/tokenizer"\n'
-        f'[selection]\nminimum_characters = 1\n[[sources]]\nname = "captions"\nformat = "jsonl"\n'
-        f'paths = ["{texts}"]\n[sharding]\nvalidation_fraction = 0.02\n'
-    )
     (work / f"{name}.toml").write_text(
         f'directory = "{directory}"\n[model]\npath = "{checkpoint}"\n'
         f'[data]\nsequence_length = {length}\n[[data.sources]]\npath = "{shards}"\n'
-        f"[train]\nepochs = {epochs}\nglobal_batch = {2048 // length}\nmicro_batch = {2048 // length}\n"
+        f"[train]\nepochs = 5\nglobal_batch = {windows}\nmicro_batch = {windows}\n"
         f'precision = "fp32"\nlog_every = 20\n[optimizer]\nlr = 2e-3\n[schedule]\nwarmup = 0.05\n'
         '[tracking]\nmode = "disabled"\n'
     )
     logs = work / "logs"
-    run(["data_shards", "build", work / f"{name}-build.toml"], logs / f"{name}-build")
     run(["parallel", "import", work / "base", checkpoint], logs / f"{name}-import")
     run(["pretrain", work / f"{name}.toml"], logs / f"{name}-pretrain")
     run(["parallel", "export", directory, work / name], logs / f"{name}-export")
@@ -263,15 +256,14 @@ def pretrain(work: Path, name: str, corpus: dict[str, str], epochs: int, length:
 # Alignment.
 
 
-def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> None:
+def train(data: Path, work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> None:
     """One run of `align train` and `align export`, and its tests; skipped where its results are there."""
     name = f"{arm.tune}-{condition}-{seed}"
     results = work / "results" / f"{name}.json"
     if results.exists():
         return
     questions = f"shuffled-{seed}" if condition == "shuffled" else condition
-    rate = CONSTANT_RATE if condition == "constant" else arm.rate
-    align(work, name, arm.tune, arm.language_model, arm.adapter, rate, questions, seed, epochs)
+    align(data, work, name, arm, CONSTANT_RATE if condition == "constant" else arm.rate, questions, seed, epochs)
     logs = work / "logs"
     rows = read_rows(work / "runs" / name / "metrics.jsonl")
     outcome: dict[str, object] = {"test_loss": [row["val/loss/rows"] for row in rows if "val/loss/rows" in row][-1]}
@@ -286,31 +278,24 @@ def train(work: Path, arm: Arm, condition: str, seed: int, epochs: float) -> Non
     results.write_text(json.dumps(outcome))
 
 
-def align(
-    work: Path,
-    name: str,
-    tune: str,
-    language_model: str,
-    adapter: str,
-    rate: float,
-    questions: str,
-    seed: int,
-    epochs: float,
-) -> None:
+def align(data: Path, work: Path, name: str, arm: Arm, rate: float, questions: str, seed: int, epochs: float) -> None:
     """`align train` and `align export`."""
-    proteins = work.name in PROTEINS
-    molecule = f"use = {str(not proteins).lower()}\nlayers = 4\nwidth = 128\nmax_atoms = {MAX_ATOMS}\n"
+    encoder = (
+        f'kind = "gcn"\nweights = "{data.resolve()}/{arm.molecules}"' if arm.molecules else "layers = 4\nwidth = 128"
+    )
+    molecule = f"use = {str(not arm.proteins).lower()}\n{encoder}\nmax_atoms = {MAX_ATOMS}\n"
     protein = "use = false\n"
-    if proteins:
+    if arm.proteins:
         make_protein_encoder(work / "protein-encoder", seed)
         protein = f'use = true\nmax_residues = {MAX_RESIDUES}\nweights = "{work}/protein-encoder-{seed}"\n'
     rows, config = work / "questions" / questions, work / f"{name}.toml"
-    cache = f'cache_directory = "{work}/features"\n' if tune == "language_model" else ""  # its encoders are frozen
+    cache = f'cache_directory = "{work}/features/{name}"\n' if arm.tune in ("adapters", "language_model") else ""
     config.write_text(
-        f'directory = "{work}/runs/{name}"\n[model]\nlanguage_model = "{work / language_model}"\nmax_length = 256\n'
-        f"[molecule]\n{molecule}adapter = {adapter}\n[protein]\n{protein}adapter = {adapter}\n"
+        f'directory = "{work}/runs/{name}"\n[model]\nlanguage_model = "{work / arm.language_model}"\n'
+        f"max_length = 256\n[molecule]\n{molecule}adapter = {arm.adapter}\n"
+        f"[protein]\n{protein}adapter = {arm.adapter}\n"
         f'[prompt]\nsystem = ""\nhuman = "{PROMPT.human}"\nassistant = "{PROMPT.assistant}"\n'
-        f'[tune]\nmode = "{tune}"\n'
+        f'[tune]\nmode = "{arm.tune}"\n'
         f'[data]\ntoken_budget = 8192\nseed = {seed}\n{cache}[[data.sources]]\npath = "{rows}"\nname = "rows"\n'
         f'[parallel]\nstage = 0\n[train]\nepochs = {epochs}\nglobal_batch = 32\nprecision = "fp32"\nseed = {seed}\n'
         f"samples = 0\nlog_every = 10\n[optimizer]\nlr = {rate}\nweight_decay = 0.01\nbeta2 = 0.98\n"
