@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from job.directory import RunDirectory
-from job.errors import InputError
+from job.errors import InputError, first_line
 from job.files import write_text
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -93,13 +93,13 @@ def _start(
         started = init(online)
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         raise InputError(
-            f"W&B refuses this run: {_first_line(error)}; check WANDB_API_KEY and [tracking], or set tracking.mode to "
+            f"W&B refuses this run: {first_line(error)}; check WANDB_API_KEY and [tracking], or set tracking.mode to "
             "'offline'"
         ) from None
     except wandb.errors.CommError as error:
         log.warning(
             "warning: W&B does not answer as it should (%s): this attempt is kept in %s; upload it with `wandb sync`",
-            _first_line(error),
+            first_line(error)[:200],  # a server may send a page
             run.path / "wandb",
         )
         wandb.teardown()  # its service takes the run's id to be in use
@@ -107,11 +107,6 @@ def _start(
     started.define_metric("train/tokens")
     started.define_metric("*", step_metric="train/tokens")
     return started
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 200 else line[:200] + " ..."
 
 
 def _is_set_up() -> bool:
