@@ -10,9 +10,10 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 # Programs start hundreds of times: what they import is to be compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test lint format clean
+.PHONY: help install demo test lint format clean
 
 help:
+	@echo "make install the virtual environment .venv, which all others make where it is missing"
 	@echo "make demo    articles -> shards -> tensor-parallel training -> Hugging Face model, on this CPU (RANKS=4: also pipeline-parallel)"
 	@echo "make test    all tests (as root on Debian or Ubuntu: installs Slurm, for those that run jobs on it)"
 	@echo "make lint    ruff, format check, mypy"
@@ -26,6 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m compileall -q $(VENV)/lib > $(VENV)/compiled 2>&1 & \
 	    $(PIP_INSTALL) --constraint constraints.txt --editable '.[test]'
 	touch $(INSTALLED)
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RANKS=$(or $(RANKS),2) bash configs/demo/run.sh

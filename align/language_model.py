@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             # Without a class, AutoTokenizer goes by the model's type.
             (Path(converted) / "config.json").write_bytes((directory / "config.json").read_bytes())
         return AutoTokenizer.from_pretrained(converted, local_files_only=True)
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]
 
 
 def model_checksum(directory: Path) -> str:

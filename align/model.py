@@ -17,7 +17,7 @@ from align.adapters import Adapter
 from align.esm import ProteinBatch, ProteinEncoder
 from align.examples import IGNORED, PLACES, Batch, Encoding, FeatureBatch
 from align.gnn import MoleculeBatch, MoleculeEncoder
-from align.language_model import add_lora, has_lora, is_lora
+from align.language_model import add_lora, cut_at, has_lora, is_lora
 from align.model_directory import load_model_directory, save_model_directory
 from align.prompts import Kind, Turn
 from align.questions import Question
@@ -321,11 +321,6 @@ class AlignedModel(nn.Module):
 
 # Options of `generate` that are arguments of transformers' `generate`, not fields of its `GenerationConfig`.
 _NOT_IN_CONFIG = {"streamer", "stopping_criteria", "logits_processor", "synced_gpus", "prefix_allowed_tokens_fn"}
-
-
-def cut_at(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stop strings."""
-    return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]
 
 
 def _turns(question: Question | Turn | Sequence[Turn]) -> Sequence[Turn]:

@@ -34,7 +34,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from align.model import cut_at  # noqa: E402
+from align.language_model import cut_at  # noqa: E402
 from eval.generate import generate  # noqa: E402
 from eval.models import EvalModel, load  # noqa: E402
 from eval.qa.choices import SharedPrefixLM  # noqa: E402

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
-from align.model import cut_at
+from align.language_model import cut_at
 from eval.models import EvalModel
 from eval.qa.shared_prefix import Prefix, Question, Scorer, find_prefixes
 from eval.work import Journal, Memory, Record, work_through

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils.logging import disable_progress_bar
 
 from align.language_model import load_tokenizer
-from align.model import AlignedModel
 from align.settings import MODEL_TYPE
 from job import manifest
 from job.errors import InputError, first_line
@@ -21,6 +20,8 @@ from job.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from align.model import AlignedModel  # its encoders' libraries take a second to import
 
 
 @dataclass
@@ -90,6 +91,8 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel
     if not isinstance(config, dict):
         raise InputError(f"{directory}/config.json is not the config of a model: it holds no JSON object")
     if config.get("model_type") == MODEL_TYPE:
+        from align.model import AlignedModel
+
         aligned = AlignedModel.from_pretrained(directory, dtype=dtype, device=device)
         language_model, tokenizer = aligned.language_model, aligned.tokenizer
     else:

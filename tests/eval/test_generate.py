@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from align.model import cut_at
+from align.language_model import cut_at
 from eval import generate as module
 from eval.generate import generate, too_long
 from eval.work import Journal

@@ -218,6 +218,10 @@ class Sandbox:
         [first] = _children(self._machines[name].pid)
         return self.call("nsenter", f"--target={first}", "--uts", "--mount", "--pid", "--", *words, check=False)
 
+    def ranks_on(self, name, program):
+        """Process numbers, in a node, of the ranks of `python -m program` that run there."""
+        return self.inside(name, "pgrep", "--full", f"^[^ ]*python[^ ]* -m {program}").split()
+
     def field(self, job, name):
         """A field of `scontrol show job`."""
         text = self.call("scontrol", "--oneliner", "show", "job", str(job))

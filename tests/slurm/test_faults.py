@@ -42,11 +42,6 @@ def whole(inputs, tmp_path_factory):
     return directory / "checkpoints" / f"step-{STEPS:08d}"
 
 
-def ranks_on(sandbox, node):
-    """Process numbers, in a node, of the ranks that run there."""
-    return sandbox.inside(node, "pgrep", "--full", "^[^ ]*python[^ ]* -m pretrain").split()
-
-
 @pytest.mark.timeout(1200)  # minutes where other programs run beside it
 def test_disturbed_in_every_way(slurm, sandbox, inputs, whole):
     here = slurm.directory
@@ -70,10 +65,10 @@ def test_disturbed_in_every_way(slurm, sandbox, inputs, whole):
     ending = disturb(2, lambda: sandbox.call("scancel", "--signal=USR1", job), 0)
     assert ending.exit_code == 0 and ending.checkpoint >= 2 and "signal SIGUSR1" in ending.reason
     # one rank killed, on the second node
-    ending = disturb(10, lambda: sandbox.inside("node2", "kill", "-KILL", ranks_on(sandbox, "node2")[0]), 1)
+    ending = disturb(10, lambda: sandbox.inside("node2", "kill", "-KILL", sandbox.ranks_on("node2", "pretrain")[0]), 1)
     assert ending.exit_code > 128 and ending.checkpoint >= 9, ending
     # one rank hangs
-    ending = disturb(16, lambda: sandbox.inside("node1", "kill", "-STOP", ranks_on(sandbox, "node1")[1]), 2)
+    ending = disturb(16, lambda: sandbox.inside("node1", "kill", "-STOP", sandbox.ranks_on("node1", "pretrain")[1]), 2)
     assert "no step for" in ending.reason
     assert len(list(run.glob("logs/attempt-3/stacks-rank-*.txt"))) >= 3
     # somebody asks Slurm to queue it again
