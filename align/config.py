@@ -18,6 +18,7 @@ from align.settings import (
     Tuning,
 )
 from job.config import Count
+from job.directory import check_directory
 from job.training import (
     TRAINING_RANGES,
     AdamWConfig,
@@ -198,8 +199,7 @@ class AlignConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        if not self.directory:
-            raise ValueError("key 'directory' is missing: say where the run is to live")
+        check_directory(self.directory, "the run is to live")
         if not self.model.language_model:
             raise ValueError("key 'model.language_model' is missing: name the Hugging Face directory to start from")
         if not self.data.sources:

@@ -104,6 +104,8 @@ class Arm:
     molecules: str | None = None
     """a public encoder's weights, in the directory of data; none: a GIN from random weights"""
     proteins: bool = False
+    epochs: float | None = None
+    """of alignment; none: those of the split"""
 
 
 CONDITIONS = ("true", "none", "shuffled")
@@ -117,7 +119,14 @@ ARMS = {
         "language model trained", "language_model", "language-model", POOLED, 1e-3, CONDITIONS, proteins=True
     ),
     "frozen": Arm(
-        "language model frozen", "adapters", "caption-model", EIGHT, 1e-3, ("true", "constant"), PUBLIC_ENCODER
+        "language model frozen",
+        "adapters",
+        "caption-model",
+        EIGHT,
+        1e-3,
+        ("true", "constant"),
+        PUBLIC_ENCODER,
+        epochs=5.0,
     ),
 }
 EPOCHS = {"published": 2.0, "scaffold": 3.0, "yeast": 4.0, "uniprot": 12.0}
@@ -132,7 +141,7 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="sets of rows (default: all)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="what is trained (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, help=f"of alignment (default: {EPOCHS})")
+    parser.add_argument("--epochs", type=float, help=f"of alignment (default: {EPOCHS}; language model frozen: 5)")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
     for split in options.splits:
@@ -145,7 +154,7 @@ def main() -> None:
         corpus = {name: text for name, text in corpus.items() if name not in held_out}
         make_language_models(work, corpus, {ARMS[arm].language_model for arm in arms})
         jobs = [
-            (options.data, work, ARMS[arm], condition, seed, options.epochs or EPOCHS[split])
+            (options.data, work, ARMS[arm], condition, seed, options.epochs or ARMS[arm].epochs or EPOCHS[split])
             for arm in arms
             for seed in range(options.seeds)
             for condition in ARMS[arm].conditions

@@ -53,11 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     series = hashlib.sha256(json.dumps(suite_words).encode()).hexdigest()[:8]
     out = run.path / "evaluation" / f"{options.suite}-{series}"
     while True:
-        ended = not _is_training(run)  # asked first, so that the last checkpoint is not missed
+        # asked first, so that the last checkpoint is not missed
+        last_look = options.once or not _is_training(run)
         for checkpoint in reversed(run.complete_checkpoints()):
             if not (out / checkpoint.name / _TOLD).exists():
                 _score(run, checkpoint, options.suite, out / checkpoint.name, suite_words)
-        if options.once or ended:
+        if last_look:
             return 0
         time.sleep(options.every_seconds)
 

@@ -198,7 +198,10 @@ def _explain(error: ArgumentError, parser: ArgumentParser, source: str | None) -
     where = f"{source}: " if source else ""
     if wrong is None:
         told = where + message.replace('Parser key "', 'key "').replace("<class '", "").replace("'>", "")
+        told = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", told).replace("a one of", "one of")
         if "Expected a list" in told:
-            told += """; on the command line, a list is written as JSON, such as '[{"path": "DIRECTORY"}]'"""
+            told += """; a list is written as JSON, such as '["a", "b"]' or '[{"path": "DIRECTORY"}]'"""
+        elif "Expected a str" in told:
+            told += "; text is written in quotes"
         return told
     return _unknown_key(wrong, _known_keys(parser), source)

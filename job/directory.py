@@ -20,6 +20,16 @@ from job.errors import InputError
 from job.files import write_text
 
 
+def check_directory(directory: str, purpose: str) -> None:
+    """Raise `ValueError` where a config's key 'directory' is unset, or has a name that a shell takes for another."""
+    if not directory:
+        raise ValueError(f"key 'directory' is missing: say where {purpose}")
+    if directory.startswith("~"):
+        raise ValueError(f"directory is '{directory}', and nothing stands for ~ here; write the path in full")
+    if directory.startswith("-"):
+        raise ValueError(f"directory is '{directory}', which programs take for an option; choose another name")
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths inside a run directory; nothing is created until `open_run`."""

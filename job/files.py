@@ -10,9 +10,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from job.errors import InputError
+
+Kept = TypeVar("Kept")
 
 
 def fsync_directory(directory: Path) -> None:
@@ -115,6 +118,36 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} does not exist") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); restore it from where it was made") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def as_dataclass(kind: type[Kept], values: Any) -> Kept:
+    """A dataclass of what a JSON object holds.
+
+    Its fields are strings, numbers, `Literal`, None, lists of these, or unions. Raises `TypeError` where one is
+    missing, unknown or of another type.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r} is not an object")
+    kept = kind(**values)
+    for name, hint in get_type_hints(kind).items():
+        if not _fits(value := getattr(kept, name), hint):
+            raise TypeError(f"{name} is {value!r}")
+    return kept
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in choices
+    if origin in (Union, UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, choices[0]) for item in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def sha256_file(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from job.directory import RunDirectory
 from job.errors import InputError
-from job.files import cut_torn_line
+from job.files import as_dataclass, cut_torn_line
 
 Action = Literal["done", "requeue", "stop"]
 
@@ -51,7 +51,7 @@ def read(run: RunDirectory) -> list[Ending]:
         if not line.endswith(b"\n"):
             continue
         try:
-            endings.append(Ending(**json.loads(line)))
+            endings.append(as_dataclass(Ending, json.loads(line)))
         except (TypeError, ValueError):  # ValueError: neither UTF-8 nor JSON
             warn(f"{path}, line {number}, is not a restart and is left out; remove the line")
     return endings

@@ -13,7 +13,7 @@ from typing import Literal
 
 from job.directory import RunDirectory
 from job.errors import InputError
-from job.files import read_json, write_json
+from job.files import as_dataclass, read_json, write_json
 
 Status = Literal["running", "complete", "stopped", "failed"]
 
@@ -48,7 +48,7 @@ def read_state(run: RunDirectory) -> RunState | None:
     if not path.exists():
         return None
     try:
-        return RunState(**read_json(path))
+        return as_dataclass(RunState, read_json(path))
     except TypeError as error:
         raise InputError(f"{path} is not the state of a run ({error}); remove it") from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from job.config import Count
+from job.directory import check_directory
 from job.training import (
     TRAINING_RANGES,
     AdamWConfig,
@@ -121,8 +122,7 @@ class PretrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        if not self.directory:
-            raise ValueError("key 'directory' is missing: say where the run is to live")
+        check_directory(self.directory, "the run is to live")
         if not self.model.path:
             raise ValueError("key 'model.path' is missing: name the checkpoint directory to start from")
         if not self.data.sources:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from job import config as configs
+from job.directory import check_directory
 from job.errors import InputError
 from slurm.cluster import NO_SECRETS, TIME, secret_in
 
@@ -88,8 +89,7 @@ class ChainConfig:
     """the jobs"""
 
     def __post_init__(self) -> None:
-        if not self.directory:
-            raise ValueError("key 'directory' is missing: say where scripts and logs are to go")
+        check_directory(self.directory, "scripts and logs are to go")
         if not self.stages:
             raise ValueError("there are no [[stages]]")
         seen: dict[str, StageConfig] = {}
@@ -137,8 +137,13 @@ def _check(stage: StageConfig, before: dict[str, StageConfig]) -> None:
         raise ValueError(
             f"{where}: kind {stage.kind} is one process on one node; 'nodes' and 'tasks' are for {', '.join(PARALLEL)}"
         )
-    if secret := next(filter(None, map(secret_in, stage.commands)), None):
-        raise ValueError(f"{where}: {secret} in 'commands' {NO_SECRETS}")
+    for key, texts in (
+        ("commands", stage.commands),
+        ("arguments", [" ".join(stage.arguments)]),
+        ("each", [" ".join(words) for words in stage.each]),
+    ):
+        if secret := next(filter(None, map(secret_in, texts)), None):
+            raise ValueError(f"{where}: {secret} in '{key}' {NO_SECRETS}")
     if stage.nodes < 1 or stage.parts < 0 or min(stage.gpus or 0, stage.tasks or 0) < 0:
         raise ValueError(f"{where}: nodes, parts, gpus and tasks cannot be negative, and one node is the least")
 
@@ -195,6 +200,8 @@ def read(path: Path, changes: Sequence[str], nodes: int | None) -> Chain:
         if nodes is not None:
             raise InputError(f"{path} is a chain: say 'nodes' in its stages, not with --nodes")
         return Chain(path, Path(config.directory), _resolve(config.stages))
+    if secret := secret_in(" ".join(changes)):
+        raise InputError(f"{secret} on the command line {NO_SECRETS}")
     training = StageConfig("pretrain" if kind == "pretrain" else "align", kind, str(path), list(changes))  # type: ignore[arg-type]
     stages = _resolve([replace(training, nodes=nodes or 1), StageConfig("export", "export")])
     assert stages[0].run is not None

@@ -65,7 +65,8 @@ class EnvironmentConfig:
     interface: str = ""
     """network interface between nodes (ib0); unset: NCCL and gloo choose"""
     scratch: str = ""
-    """fast directory that exists on every node, for temporary files and compiled kernels"""
+    """fast directory that exists on every node, for temporary files and compiled kernels; $USER and the like stand for
+    their values there"""
     variables: dict[str, str] = field(default_factory=dict)
     """further environment variables; none that is secret, since scripts can be read by others"""
 
@@ -107,11 +108,19 @@ MEMORY = re.compile(r"(\d+)([KMGT]?)")  # sbatch(1), --mem: megabytes unless ano
 TIME = re.compile(r"\d+(-\d+(:\d+(:\d+)?)?|:\d+(:\d+)?)?")  # sbatch(1), --time
 # how names of secrets end, or one of their words does; names of files that hold one are none
 _SECRET_NAME = re.compile(
-    r"(?!.*_(FILE|PATH|DIR)$).*(.KEY|TOKEN|SECRETS?|(?<!BY)PASS(WORD|WD|PHRASE)?|CREDENTIALS?)($|_)", re.IGNORECASE
+    r"(?!.*_(FILE|PATH|DIR)$).*((_|API|ACCESS|SECRET|PRIVATE)KEY|TOKEN|SECRETS?|(?<!BY)PASS(WORD|WD|PHRASE)?"
+    r"|CREDENTIALS?)($|_)",
+    re.IGNORECASE,
 )
-# not what a shell looks up, nor a path or a number
-_ASSIGNMENT = re.compile(r"(?<!\$)\b([A-Za-z_]\w*)=(?![\"']?([$`/~]|[\d.]+(\W|$)))\S")
-_SECRET_VALUE = re.compile(r"://[^/\s:@$]*:[^/\s@$]+@|\b(hf_|ghp_|github_pat_|sk-|AKIA)\w{16,}")
+# not what a shell looks up, nor a path, a number or another option
+_ASSIGNMENT = re.compile(
+    r"(?<!\$)\b(?P<name>[A-Za-z_][\w-]*)=(?![\"']?([$`/~]|[\d.]+(\W|$)))\S"
+    r"|(?<!\S)(?P<option>--[A-Za-z][\w-]*|[a-z]+_\w+)\s+(?![\"']?([$`/~&|;<>#-]|[\d.]+(\W|$)))\S"
+)
+_SECRET_VALUE = re.compile(
+    r"://[^/\s:@$]*:[^/\s@$]+@|\b((hf_|ghp_|github_pat_|AKIA)\w{16,}|sk-[\w-]{16,}|Bearer\s+(?!\$)\S{8,})"
+    r"|\bwandb\s+login\s+(--\S+\s+)*\w{32,}"
+)
 NO_SECRETS = (
     "looks like a secret, and scripts can be read by others; export it in the shell that you submit from (sbatch "
     "passes it on), or keep it in a file such as ~/.netrc"
@@ -156,6 +165,10 @@ class ClusterConfig:
                 raise ValueError(f"environment.variables: '{name}' is no name of a variable")
             if _SECRET_NAME.match(name):
                 raise ValueError(f"environment.variables: {name} {NO_SECRETS}")
+        if self.environment.virtual_environment and self.environment.container.image:
+            raise ValueError(
+                "environment: programs run in the container, where virtual_environment is not active; name one of both"
+            )
         _check_ranges(self.preflight, self.restart)
         for value in _texts(configs.as_dict(self)):
             if secret := secret_in(value):
@@ -167,8 +180,9 @@ class ClusterConfig:
 def secret_in(text: str) -> str | None:
     """What in a text looks like a secret, by the name that it is assigned to or by its form; little of it is told."""
     for found in _ASSIGNMENT.finditer(text):
-        if _SECRET_NAME.match(found[1]):
-            return f"{found[1]}=..."
+        name = found["name"] or found["option"]
+        if _SECRET_NAME.match(name.replace("-", "_")):
+            return f"{name}=..." if found["name"] else f"{name} ..."
     form = _SECRET_VALUE.search(text)
     return f"'{form[0][:6]}...'" if form else None
 

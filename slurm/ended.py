@@ -43,7 +43,7 @@ def ended(run: RunDirectory) -> bool:
     Jobs are those that were submitted, and the one that the run's state names: it may have been submitted by hand.
     """
     here, jobs = run.path.resolve(), set()
-    if record.record_file(run.path).exists():
+    if record.exists(run.path):
         for entry in record.read(run.path):
             if entry.kind in TRAINING and entry.run is not None and Path(entry.run).resolve() == here:
                 jobs.add(entry.job)

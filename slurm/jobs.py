@@ -6,6 +6,7 @@ the directory that `submit` ran in.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from slurm.cluster import ClusterConfig, ContainerConfig, NodeConfig, PreflightC
 from slurm.scheduler import megabytes, minutes
 
 _SECONDS_TO_REQUEUE = 60  # Slurm's clock of time limits ticks once in half a minute
+_JOB = '"$SLURM_JOB_ID"'
+_TASK = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'  # by SLURM_JOB_ID, the last of an array stands for all of them
 _QUEUE_AGAIN = """\
 queue_again() {
     trap '' TERM # which the batch script gets when its job is queued again
     local give_up=$((SECONDS + 600))
-    until scontrol requeue "$SLURM_JOB_ID"; do # the controller may be away for minutes
+    until scontrol requeue %s; do # the controller may be away for minutes
         if [ "$SECONDS" -ge "$give_up" ]; then return 1; fi
         sleep 10
     done
@@ -52,9 +55,9 @@ class Place:
         """The sbatch file of a stage."""
         return self.directory / "slurm" / f"{name}.sbatch"
 
-    def log(self, stage: Stage) -> Path:
-        """Where a stage prints; %j, %A and %a stand for numbers of the job."""
-        return self.directory / "slurm" / f"{stage.name}-{'%A-%a' if stage.array else '%j'}.log"
+    def log(self, stage: Stage, job: str) -> Path:
+        """Where the stage prints as job number `job`; %a stands for the number in an array."""
+        return self.directory / "slurm" / f"{stage.name}-{job}{'-%a' if stage.array else ''}.log"
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def script(stage: Stage, cluster: ClusterConfig, place: Place) -> str:
 
 def _options(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request) -> list[str]:
     node = asked.node
-    options = [f"--job-name={_quoted(f'{place.directory.name}-{stage.name}')}"]
+    # letters that are part of a word in what Slurm prints
+    options = ["--job-name=" + re.sub(r"[^\w.+-]", "_", f"{place.directory.name}-{stage.name}")]
     if node.partition:
         options.append(f"--partition={_quoted(node.partition)}")
     if cluster.account:
@@ -142,7 +146,7 @@ def _options(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request)
         options.append(f"--array=0-{stage.array - 1}")
     options += ["--requeue", "--open-mode=append"]
     options.append(f"--chdir={_quoted(str(place.working_directory))}")
-    pattern = place.log(stage)
+    pattern = place.log(stage, "%A" if stage.array else "%j")
     options.append(f"--output={_quoted(str(pattern.parent).replace('%', '%%') + '/' + pattern.name)}")
     return options + list(node.directives)
 
@@ -192,7 +196,7 @@ def _environment(stage: Stage, cluster: ClusterConfig) -> list[str]:
     if settings.interface:
         variables |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), settings.interface)
     if settings.scratch:
-        variables |= {"TMPDIR": settings.scratch, "TRITON_CACHE_DIR": f"{settings.scratch}/triton-cache"}
+        lines += [f"export TMPDIR={_expanded(settings.scratch)}", 'export TRITON_CACHE_DIR="$TMPDIR/triton-cache"']
     variables |= settings.variables
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return [*lines, "set -uo pipefail"]
@@ -202,7 +206,7 @@ def _programs(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
     """Run the stage's programs one after the other; the first that fails ends the job."""
     launch = _launcher(cluster, place, asked)
     resumable = _goes_on(stage, asked)
-    lines = _again_at_the_limit(cluster) if resumable else []
+    lines = _again_at_the_limit(stage, cluster) if resumable else []
     # A shell hears a signal while it waits, but not while a program runs in its foreground.
     wait = " &\nwait $!" if resumable else ""
     for number, command in enumerate(stage.commands):
@@ -215,7 +219,10 @@ def _programs(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
             lines += [f"    {index}) set -- {shlex.join(more)} ;;" for index, more in enumerate(stage.config.each)]
             lines += ["esac"]
             words += ' "$@"'
-        lines.append(f"{launch}{words}{wait}" + ("" if last else " || exit"))
+        line = f"{launch}{words}{wait}"
+        if not last:
+            line = f"{{ {line}\n}} || exit" if "#" in words else f"{line} || exit"  # it may end with a comment
+        lines.append(line)
     return lines
 
 
@@ -224,10 +231,10 @@ def _goes_on(stage: Stage, asked: Request) -> bool:
     return stage.config.kind in RESUMABLE and minutes(asked.time) * 60 > 10 * _SECONDS_TO_REQUEUE
 
 
-def _again_at_the_limit(cluster: ClusterConfig) -> list[str]:
+def _again_at_the_limit(stage: Stage, cluster: ClusterConfig) -> list[str]:
     """Queue the job again when its time is nearly over."""
     return [
-        _QUEUE_AGAIN,
+        _QUEUE_AGAIN % (_TASK if stage.array else _JOB),
         "# When its time is nearly over, the job is queued again: its program goes on where it stopped.",
         "again() {",
         '    echo "slurm: the time limit is near: the job is queued again" >&2',
@@ -243,8 +250,8 @@ def _watch(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request, p
     """Score, then queue the job again, to begin after a while, until training has ended."""
     ended = f"{_alone(cluster, place, asked)}{_python(cluster, place)} -m slurm ended"
     return [
-        _QUEUE_AGAIN,
-        f"run={_path(str(stage.run))}",
+        _QUEUE_AGAIN % _JOB,
+        f"run={shlex.quote(str(stage.run))}",
         "# Has training ended? Asked before scoring, so that the last checkpoint is not missed.",
         "ended=0",
         'if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] &&',
@@ -266,11 +273,11 @@ def _training(stage: Stage, cluster: ClusterConfig, place: Place, asked: Request
     assert stage.run is not None
     [command] = stage.commands
     assert not isinstance(command, str)
-    run, python = _path(str(stage.run)), _python(cluster, place)
+    python = _python(cluster, place)
     launch = _launcher(cluster, place, asked)
     lines = [
-        _QUEUE_AGAIN,
-        "run=" + run,
+        _QUEUE_AGAIN % _JOB,
+        f"run={shlex.quote(str(stage.run))}",
         "started=$(date +%s)",
         "status=0",
         "# where a rank says what mistake has ended it",
@@ -370,12 +377,20 @@ def _changed(settings: object, defaults: object, without: Sequence[str]) -> str:
 def _quoted(value: str) -> str:
     """A value in an #SBATCH line, where Slurm understands quotes as a shell does, but a backslash is the end of it."""
     if any(ord(letter) < 32 for letter in value) or "\\" in value:
-        raise InputError(f"{value!r} has a line break or a backslash in it, which no #SBATCH line can hold")
+        raise InputError(
+            f"{value!r} has a control character or a backslash in it, which no #SBATCH line can hold; rename it"
+        )
     return shlex.quote(value)
 
 
+def _expanded(path: str) -> str:
+    """A path as a word of shell in which variables such as `$USER` and `${SLURM_JOB_ID}` stand for their values."""
+    escaped = re.sub(r'(["\\`]|\$(?![A-Za-z_]|\{[A-Za-z_]\w*\}))', r"\\\1", path)
+    return f'"{escaped}"' if "$" in path else shlex.quote(path)
+
+
 def _path(path: str) -> str:
-    """A path as a word of shell; a leading ~/ stays what it means."""
+    """A path as a word of shell; a leading ~/ is the home directory."""
     if path.startswith("~/"):
         return "~/" + shlex.quote(path[2:])
     return shlex.quote(path)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from job.errors import InputError
-from job.files import read_json, write_json
+from job.files import as_dataclass, write_json
 from slurm import scheduler
 
 _FORMAT_VERSION = 1
+_REMOVE = "remove it, and see `squeue --me`"
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,21 @@ def read(directory: Path) -> list[Entry]:
     path = record_file(directory)
     if not path.exists():
         raise InputError(f"{path} does not exist: nothing was submitted there with `python -m slurm submit`")
-    seen = set()
-    while True:
-        seen.add(path.resolve())
-        body = read_json(path)
-        if not isinstance(body, dict) or "chain" not in body:
-            break
-        path = record_file(Path(body["chain"]))
-        if path.resolve() in seen:
-            raise InputError(f"{path} points to itself as the record of a chain; remove it, and see `squeue --me`")
+    if (chain := _chain_of(path)) is not None:
+        pointer, path = path, record_file(chain)
+        if not path.exists():
+            raise InputError(f"{pointer} names {path} as its chain's record, which is gone; remove it to submit anew")
+        if _chain_of(path) is not None:
+            raise InputError(f"{path} points to itself or another as the record of a chain; {_REMOVE}")
+    body = _body(path)
     try:
         if body["format_version"] > _FORMAT_VERSION:
             version = body["format_version"]
             raise InputError(f"{path} has format version {version}, newer than this code: update biomedgpt")
-        entries, there = [Entry(**entry) for entry in body["stages"]], Path(body["working_directory"])
+        entries = [as_dataclass(Entry, entry) for entry in body["stages"]]
+        there = Path(body["working_directory"])
     except (KeyError, TypeError):
-        raise InputError(f"{path} is not a record of what was submitted; remove it, and see `squeue --me`") from None
+        raise InputError(f"{path} is not a record of what was submitted; {_REMOVE}") from None
     if there == Path.cwd():
         return entries
     return [
@@ -80,9 +82,34 @@ def read(directory: Path) -> list[Entry]:
     ]
 
 
+def _body(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {_REMOVE}") from None
+    if not isinstance(body, dict):
+        raise InputError(f"{path} is not a record of what was submitted; {_REMOVE}")
+    return body
+
+
+def _chain_of(path: Path) -> Path | None:
+    """The chain that a run directory's record points to; None of a chain's own."""
+    chain = _body(path).get("chain")
+    return Path(chain) if isinstance(chain, str) else None
+
+
+def exists(directory: Path) -> bool:
+    """Whether something was submitted, the record of which is there: a chain may have been removed since."""
+    path = record_file(directory)
+    if not path.exists():
+        return False
+    chain = _chain_of(path)
+    return chain is None or record_file(chain).exists()
+
+
 def active(directory: Path) -> list[Entry]:
     """Those stages whose jobs wait or run."""
-    if not record_file(directory).exists():
+    if not exists(directory):
         return []
     found = []
     for entry in read(directory):

@@ -72,8 +72,11 @@ def submit(script: Path, after: Sequence[str], condition: str = "afterok") -> st
     options = []
     if after:
         options = [f"--dependency={condition}:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
-    words = ("sbatch", "--parsable", *options, str(script))
-    return call(*words, environment=_not_of_a_job(os.environ)).strip().split(";")[0]
+    told = call("sbatch", "--parsable", *options, str(script), environment=_not_of_a_job(os.environ))
+    for line in reversed(told.splitlines()):  # a site's own sbatch may greet first
+        if found := re.fullmatch(r"(\d+)(;\S+)?", line.strip()):
+            return found[1]
+    raise InputError(f"sbatch has told no job id but {told[:200]!r}; see `squeue --me` for what it has submitted")
 
 
 def _not_of_a_job(environment: Mapping[str, str]) -> dict[str, str]:
@@ -94,16 +97,23 @@ def info(job: str) -> JobInfo | None:
         if "Invalid job id" not in str(error):
             raise
         return _accounted(job)
-    states = re.findall(r"\bJobState=(\S+)", text)
-    reason, nodes = _first(r"\bReason=(\S+)", text), _first(r" NodeList=(\S+)", text)
-    restarts = [int(number) for number in re.findall(r"\bRestarts=(\d+)", text)]
-    return JobInfo(job, tuple(sorted(set(states))), reason, nodes, max(restarts, default=0))
+    tasks = [_fields(line) for line in text.splitlines() if line.strip()]
+    states = {task["JobState"] for task in tasks if "JobState" in task}
+    restarts = max((int(task["Restarts"]) for task in tasks if task.get("Restarts", "").isdecimal()), default=0)
+    return JobInfo(job, tuple(sorted(states)), _first("Reason", tasks), _first("NodeList", tasks), restarts)
 
 
-def _first(pattern: str, text: str) -> str:
-    """The first match that says something."""
-    found = [value for value in re.findall(pattern, text) if value not in ("(null)", "None")]
-    return found[0] if found else ""
+def _fields(line: str) -> dict[str, str]:
+    """The fields of a job, the first of each name: what follows may be a path that looks like one."""
+    fields: dict[str, str] = {}
+    for name, value in re.findall(r"(?<!\S)(\w+)=(\S*)", line):
+        fields.setdefault(name, value)
+    return fields
+
+
+def _first(name: str, tasks: Iterable[Mapping[str, str]]) -> str:
+    """The first value of a field that says something."""
+    return next((task[name] for task in tasks if task.get(name, "(null)") not in ("(null)", "None", "")), "")
 
 
 def _accounted(job: str) -> JobInfo | None:
@@ -133,12 +143,16 @@ class Partition:
 def partitions(gpu_type: str = "") -> list[Partition]:
     """What `sinfo` lists, nodes that are down left out; GPUs are those of `gpu_type` (empty: any)."""
     found = []
-    for line in call("sinfo", "--noheader", "--responding", "--format=%P|%D|%c|%m|%G|%l").splitlines():
-        name, nodes, cpus, memory, gres, limit = line.strip().split("|")
+    form = "%P|%D|%c|%m|%G|%l"
+    for line in call("sinfo", "--noheader", "--responding", f"--format={form}").splitlines():
+        try:
+            name, nodes, cpus, memory, gres, limit = line.strip().split("|")
+            many, cores, megabytes = (int(value.rstrip("+")) for value in (nodes, cpus, memory))
+        except ValueError:
+            raise InputError(f"sinfo --format='{form}' prints {line[:200]!r}, which is not that") from None
         gpus = 0
         for kind, count in re.findall(r"\bgpu:(?:([^:,()]+):)?(\d+)", gres):
             gpus += int(count) if gpu_type in ("", kind) else 0
-        many, cores, megabytes = (int(value.rstrip("+")) for value in (nodes, cpus, memory))
         found.append(Partition(name.rstrip("*"), name.endswith("*"), many, cores, megabytes, gpus, minutes(limit)))
     return found
 

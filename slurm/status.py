@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -126,22 +127,10 @@ def _progress(run: RunDirectory, state: RunState | None, at_work: bool) -> list[
     """Its newest step and its newest checkpoint."""
     lines = []
     try:
-        rows = [row for row in read_rows(run.metrics) if "train/loss" in row] if run.metrics.exists() else []
-    except (KeyError, TypeError, ValueError):
-        rows = []
+        if rows := [row for row in read_rows(run.metrics) if "train/loss" in row] if run.metrics.exists() else []:
+            lines.append(_newest(rows, state.steps if state else 0, at_work))
+    except (KeyError, TypeError, ValueError, AttributeError):
         lines.append(f"{run.metrics} is damaged")
-    if rows:
-        row, all_steps = rows[-1], state.steps if state else 0
-        steps = f"{row['step']:,}" + (f" of {all_steps:,}" if all_steps else "")
-        parts = [f"step {steps}", f"{row['train/tokens']:,} tokens", f"loss {row['train/loss']:.4f}"]
-        if "perf/tokens_per_sec_per_device" in row:
-            parts.append(f"{row['perf/tokens_per_sec_per_device']:,.0f} tok/s/device")
-        if at_work and all_steps > row["step"]:
-            seconds = [other["perf/step_s"] for other in rows[-_STEPS:] if "perf/step_s" in other]
-            if seconds:
-                parts.append(f"{duration(statistics.median(seconds) * (all_steps - row['step']))} left")
-        parts.append(f"{duration(time.time() - row['time'])} ago")
-        lines.append(" | ".join(parts))
     complete = run.complete_checkpoints()
     if complete:
         written = duration(time.time() - (complete[0] / "manifest.json").stat().st_mtime)
@@ -149,6 +138,20 @@ def _progress(run: RunDirectory, state: RunState | None, at_work: bool) -> list[
     else:
         lines.append("no checkpoint yet")
     return lines
+
+
+def _newest(rows: Sequence[dict[str, Any]], all_steps: int, at_work: bool) -> str:
+    """The newest of a run's rows, and the time left."""
+    row = rows[-1]
+    steps = f"{row['step']:,}" + (f" of {all_steps:,}" if all_steps else "")
+    parts = [f"step {steps}", f"{row['train/tokens']:,} tokens", f"loss {row['train/loss']:.4f}"]
+    if "perf/tokens_per_sec_per_device" in row:
+        parts.append(f"{row['perf/tokens_per_sec_per_device']:,.0f} tok/s/device")
+    if at_work and all_steps > row["step"]:
+        seconds = [other["perf/step_s"] for other in rows[-_STEPS:] if "perf/step_s" in other]
+        if seconds:
+            parts.append(f"{duration(statistics.median(seconds) * (all_steps - row['step']))} left")
+    return " | ".join([*parts, f"{duration(time.time() - row['time'])} ago"])
 
 
 def _endings(endings: Sequence[restarts.Ending]) -> list[str]:

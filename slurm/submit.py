@@ -8,12 +8,15 @@ DIRECTORY/slurm/chain.json       stages and job ids, for `status` and `cancel`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import os
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from job import config as configs
@@ -179,12 +182,11 @@ def _check_cluster(stages: Sequence[chains.Stage], cluster: clusters.ClusterConf
         known = {p.name for p in listed(asked.node.gpu_type)}
         names = asked.node.partition.split(",") if asked.node.partition else []
         if missing := [name for name in names if name not in known]:
-            raise InputError(f"{said} names partition '{missing[0]}'; sinfo lists {', '.join(sorted(known))}")
+            raise InputError(f"{said} names partition '{missing[0]}'; sinfo lists {', '.join(sorted(known)) or 'none'}")
         default = [p.name for p in listed(asked.node.gpu_type) if p.is_default]
         if not (names or default):
-            raise InputError(
-                f"{said} names no partition, and sinfo lists no default; name one of {', '.join(sorted(known))}"
-            )
+            some = f"name one of {', '.join(sorted(known))}" if known else "it lists no nodes that respond at all"
+            raise InputError(f"{said} names no partition, and sinfo lists no default; {some}")
         problems = []
         for name in names or default[:1]:  # of several, Slurm takes the first that has room
             nodes = [p for p in listed(asked.node.gpu_type) if p.name == name]
@@ -223,14 +225,14 @@ def _submit(chain: chains.Chain, stages: Sequence[chains.Stage], texts: dict[str
         for directory in dict.fromkeys([chain.directory, *runs]):
             if active := record.active(directory):
                 names = ", ".join(f"{entry.name} ({entry.job})" for entry in active)
-                raise InputError(f"{directory}: {names} still wait or run; python -m slurm cancel {directory}")
+                raise InputError(f"{directory}: {names} still wait or run; {_command('cancel', directory)}")
         entries = _submit_all(chain, stages, texts, place)
     width = max(len(stage.name) for stage in stages)
     for stage, entry in zip(stages, entries):
         makes = stage.run or stage.to
         print(f"{stage.name:<{width}}  job {entry.job}  log {entry.log}" + (f"  makes {makes}" if makes else ""))
-    print(f"\nhow far it is: python -m slurm status {chain.directory}")
-    print(f"to cancel it:  python -m slurm cancel {chain.directory}")
+    print(f"\nhow far it is: {_command('status', chain.directory)}")
+    print(f"to cancel it:  {_command('cancel', chain.directory)}")
 
 
 def _submit_all(
@@ -240,7 +242,7 @@ def _submit_all(
     ids: dict[str, str] = {}
     entries: list[record.Entry] = []
     earlier: list[record.Entry] = []
-    if record.record_file(chain.directory).exists():
+    if record.exists(chain.directory):
         others = {stage.name for stage in chain.stages} - {stage.name for stage in stages}
         earlier = [entry for entry in record.read(chain.directory) if entry.name in others]
     try:
@@ -250,14 +252,40 @@ def _submit_all(
             path = place.script(stage.name)
             write_text(path, texts[stage.name])
             condition = "after" if stage.config.kind == "watch" else "afterok"
-            ids[stage.name] = scheduler.submit(path, [ids[name] for name in stage.after if name in ids], condition)
-            log = str(place.log(stage)).replace("%j", ids[stage.name]).replace("%A", ids[stage.name])
-            run = str(stage.run) if stage.config.kind in chains.TRAINING else None
-            entries.append(record.Entry(stage.name, stage.config.kind, ids[stage.name], list(stage.after), log, run))
-            # at once: what is submitted can be cancelled
-            record.write(chain.directory, chain.source, entries, earlier)
-    except InputError as error:
-        if ids:
-            scheduler.cancel(list(ids.values()))
-        raise InputError(f"{error}; nothing is left submitted") from None
+            with _uninterrupted():  # else a job would be there that nobody knows of
+                ids[stage.name] = scheduler.submit(path, [ids[name] for name in stage.after if name in ids], condition)
+                log = str(place.log(stage, ids[stage.name]))
+                run = str(stage.run) if stage.config.kind in chains.TRAINING else None
+                entry = record.Entry(stage.name, stage.config.kind, ids[stage.name], list(stage.after), log, run)
+                entries.append(entry)
+                # at once: what is submitted can be cancelled
+                record.write(chain.directory, chain.source, entries, earlier)
+    except (InputError, KeyboardInterrupt) as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        raise InputError(f"{reason}; {_withdraw(list(ids.values()), chain.directory)}") from None
     return entries
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the end of this; programs that it starts do not get them either."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _withdraw(ids: Sequence[str], directory: Path) -> str:
+    """Cancel what was submitted; returns what is left of it, in words."""
+    try:
+        if ids:
+            scheduler.cancel(ids)
+    except InputError as error:
+        return f"jobs {', '.join(ids)} are left ({error}): {_command('cancel', directory)}"
+    return "nothing is left submitted"
+
+
+def _command(verb: str, directory: Path) -> str:
+    """A command line of ours, to be pasted into a shell."""
+    return shlex.join(["python", "-m", "slurm", verb, str(directory)])

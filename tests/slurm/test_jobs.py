@@ -186,6 +186,7 @@ def test_alignment_goes_on_after_a_kill_a_hang_and_a_lost_node(slurm, sandbox, a
 
 
 def test_building_goes_on_after_its_time_limit(slurm, sandbox, real_data):
+    """The last of two jobs that read, whose id is that of the whole array: the other is left alone."""
     here = slurm.directory
     (here / "cluster.toml").write_text(CLUSTER.format(preflight="false"))
     (here / "build.toml").write_text(f"""
@@ -202,14 +203,15 @@ def test_building_goes_on_after_its_time_limit(slurm, sandbox, real_data):
         name = "shards"
         kind = "shards"
         config = "build.toml"
+        parts = 2
     """)
     code, told = slurm("submit", "chain.toml", "--cluster", "cluster.toml")
     assert code == 0, told
-    job = stages(here / "chain")["shards"]["job"]
-    log = here / "chain" / "slurm" / f"shards-{job}.log"
+    parts, build = (stages(here / "chain")[name]["job"] for name in ("shards-parts", "shards"))
+    log = here / "chain" / "slurm" / f"shards-parts-{parts}-1.log"
     wait_for(lambda: log.exists() and "reading" in log.read_text(), 60, lambda: logs(here / "chain"))
-    sandbox.call("scancel", "--batch", "--signal=USR1", job)  # as Slurm does a minute before the limit
-    assert sandbox.wait(job, 120) == "COMPLETED", log.read_text()
-    assert sandbox.field(job, "Restarts") == "1"
+    sandbox.call("scancel", "--batch", "--signal=USR1", f"{parts}_1")  # as Slurm does a minute before the limit
+    assert sandbox.wait(build, 180) == "COMPLETED", logs(here / "chain")
+    assert [sandbox.field(f"{parts}_{number}", "Restarts") for number in range(2)] == ["0", "1"]
     assert "the time limit is near: the job is queued again" in log.read_text()
     assert (here / "shards" / "manifest.json").exists()

@@ -1,6 +1,7 @@
 """Who is at work on a run directory: pointers, damaged records, two submits at once, and whether training has ended."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -57,12 +58,34 @@ def test_pointers(tmp_path, known):
         record.read(run)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 1, "stages": [{}], "working_directory": "/"}'])
+def test_a_chain_that_was_removed_does_not_keep_its_run_directory(tmp_path, known):
+    chain, run = tmp_path / "chain", tmp_path / "run"
+    record.write(chain, tmp_path / "chain.toml", [entry("pretrain", "7", run)])
+    known["7"] = "RUNNING"
+    assert record.active(run) and record.exists(run)
+    shutil.rmtree(chain)
+    assert not record.active(run) and not record.exists(run)
+    with pytest.raises(InputError, match=r"run/slurm/chain.json names .*/chain.json .* which is gone; remove"):
+        record.read(run)
+
+
+WITHOUT_A_JOB = {"name": "a", "kind": "b", "job": None, "after": [], "log": "l", "run": None}
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, 5, {"chain": 5}, {"format_version": 1, "stages": [WITHOUT_A_JOB], "working_directory": "/"}]
+)
 def test_a_damaged_record(content, tmp_path):
     record.record_file(tmp_path).parent.mkdir()
-    record.record_file(tmp_path).write_text(content)
+    record.record_file(tmp_path).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"chain\.json is not a record of what was submitted; remove it"):
         record.read(tmp_path)
+
+
+def test_a_record_that_cannot_be_read(tmp_path):
+    record.record_file(tmp_path).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"chain\.json cannot be read .*; remove it, and see"):
+        record.active(tmp_path)
 
 
 def test_two_submits_at_once(tmp_path):

@@ -141,7 +141,7 @@ def test_shellcheck_is_content():
 
 
 def test_names_that_no_line_can_hold_are_refused(write):
-    with pytest.raises(InputError, match="line break"):
+    with pytest.raises(InputError, match="has a control character or a backslash"):
         write(CLUSTER, "configs/llama2-7b.toml", directory="/home/me\n#SBATCH --wrap=evil")
 
 
@@ -155,7 +155,15 @@ def test_names_that_no_line_can_hold_are_refused(write):
         ('[environment.variables]\nhttp_proxy = "http://u:p@h"', "'://u:p...' looks like a secret"),
         ('[environment]\nsetup = ["export WANDB_API_KEY=abcdef"]', "WANDB_API_KEY=... looks like a secret"),
         ('[gpu]\ndirectives = ["--export=ALL,HF_TOKEN=abcdef"]', "HF_TOKEN=... looks like a secret"),
+        ('[environment]\nsetup = ["wandb login 0123456789abcdef0123456789abcdef01234567"]', "'wandb ...' looks like"),
+        ('[environment]\nsetup = ["tool --password hunter22"]', "--password ... looks like a secret"),
+        ('[environment]\nsetup = ["tool --api-key=abcdef"]', "api-key=... looks like a secret"),
+        ('[environment]\nsetup = ["aws configure set aws_secret_access_key abc"]', "aws_secret_access_key ... looks"),
+        ("[environment]\nsetup = [\"curl -H 'Authorization: Bearer abcdefgh1'\"]", "'Bearer...' looks like a secret"),
         ('[environment]\nsetup = ["a\\nb"]', "line break"),
+        ('[environment]\nvirtual_environment = "e"\ncontainer = { image = "i" }', "name one of both"),
+        ("[gpu]\ntime = 24", 'key "gpu.time": Expected a str. Got value: 24; text is written in quotes'),
+        ('[environment]\ncontainer = { tool = "podman" }', "Expected one of 'pyxis', 'apptainer'. Got value: podman"),
         ('[gpu]\ntime = "1 day"', "gpu.time"),
         ('[gpu]\ndirectives = ["constraint=h100"]', "no option of sbatch"),
         ('[gpu]\ngpu_type = "h100 x"', "gpu.gpu_type is 'h100 x'"),
@@ -181,7 +189,14 @@ def test_what_is_no_secret(tmp_path):
         container = { image = "docker://registry:5000/bio@sha256:ab" }
     """)
     clusters.load(tmp_path / "cluster.toml")
-    assert clusters.secret_in("python x.py --max_tokens=4096 | sort --key=2") is None
+    for text in (
+        "python x.py --max_tokens=4096 | sort --key=2",
+        "MONKEY=no",
+        "git checkout 0123456789abcdef0123456789abcdef01234567",
+        "tool --password-file ~/.p --token $TOKEN --api-key '$KEY' --tokenizer models/llama",
+        'curl -H "Authorization: Bearer $TOKEN"',
+    ):
+        assert clusters.secret_in(text) is None, text
 
 
 def test_time_to_save_is_not_all_the_time(write):
@@ -276,6 +291,25 @@ def test_an_environment_that_fails_ends_the_job(settings, write, run_script):
         assert code == 1 and "the environment cannot be set up: line" in notes and "-m" not in notes, notes
 
 
+def test_at_its_time_limit_a_task_of_an_array_is_queued_again_alone(write, run_script):
+    """The last task's SLURM_JOB_ID is that of the whole array."""
+    text = write("[gpu]\ngpus = 1\n", "chain")["suites"]
+    text = text.replace("wait $!", "wait $!; kill -USR1 $$", 1).replace("/opt/biomedgpt/bin/", "")
+    named = "SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=1\n"
+    code, notes = run_script(text.replace("#!/bin/bash\n", f"#!/bin/bash\nexport {named}"))
+    assert code == 0 and "scontrol requeue 7_1\n" in notes and "the time limit is near" in notes, notes
+    assert "-m eval models/7b --data benchmarks --suite biogpt --out scores/it's\n" in notes
+
+
+def test_scratch_may_be_of_a_user_or_a_job(write, run_script):
+    scratch = '/s p/"$USER"/${SLURM_JOB_ID}`$(id)$'
+    text = write(f"[gpu]\ngpus = 1\n[environment]\nscratch = '{scratch}'\n", "watch")["export"]
+    lines = [line for line in text.splitlines() if line.startswith("export T")]
+    code, notes = run_script("\n".join(["USER=me", *lines, 'echo "$TMPDIR" "$TRITON_CACHE_DIR" >> "$LOG"']))
+    place = '/s p/"me"/7`$(id)$'
+    assert (code, notes) == (0, f"{place} {place}/triton-cache\n")
+
+
 def test_a_watch_ends_with_its_training(write, run_script, environment):
     text = write(environment, "watch")["watch"]
     code, notes = run_script(text, ended=1, refusals=1)
@@ -301,6 +335,14 @@ def test_a_watch_ends_with_its_training(write, run_script, environment):
         ('[[stages]]\nname = "a"\nkind = "shards"\nconfig = "chain.toml"\nnodes = 2', "one process on one node"),
         ('[[stages]]\nname = "a"\nkind = "command"\ncommands = ["true"]\ntasks = 2', "one process on one node"),
         ('[[stages]]\nname = "a"\nkind = "command"\ncommands = ["HF_TOKEN=abcdef ls"]', "HF_TOKEN=... in 'commands'"),
+        (
+            '[[stages]]\nname = "a"\nkind = "eval"\narguments = ["--api-key", "sk-ant-abcdefghijklmnopq"]',
+            "--api-key ... in 'arguments' looks like a secret",
+        ),
+        (
+            '[[stages]]\nname = "a"\nkind = "eval"\neach = [["--suite", "qa"], ["hf_abcdefghijklmnopqrst"]]',
+            "'hf_abc...' in 'each' looks like a secret",
+        ),
         ("", "there are no"),
     ],
 )
@@ -310,3 +352,20 @@ def test_wrong_chains(stages, words, tmp_path, monkeypatch):
     (tmp_path / "chain.toml").write_text(f'directory = "runs"\n{stages or "stages = []"}\n')
     with pytest.raises(InputError, match=words):
         chains.read(Path("chain.toml"), [], None)
+
+
+@pytest.mark.parametrize("directory, words", [("~/run", "nothing stands for ~"), ("-run", "take for an option")])
+def test_directories_that_a_shell_takes_for_something_else(directory, words, tmp_path):
+    (tmp_path / "chain.toml").write_text(
+        f'directory = "{directory}"\n[[stages]]\nname = "a"\nkind = "command"\ncommands = ["true"]\n'
+    )
+    with pytest.raises(InputError, match=words):
+        chains.read(tmp_path / "chain.toml", [], None)
+    with pytest.raises(InputError, match=words):
+        chains.read(REPOSITORY / "configs" / "llama2-7b.toml", [f"--directory={directory}"], None)
+
+
+def test_secrets_on_the_command_line(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(InputError, match=r"'hf_abc\.\.\.' on the command line looks like a secret"):
+        chains.read(Path("configs/llama2-7b.toml"), ["--tracking.name", "hf_abcdefghijklmnopqrstu"], None)

@@ -88,3 +88,22 @@ def test_damaged_files(run, show):
     assert "state.json is not valid JSON" in told and "step 40 |" in told, told
     run.metrics.write_text("{\n")
     assert "metrics.jsonl is damaged" in show("RUNNING")
+
+
+@pytest.mark.parametrize(
+    "row", ['{"step": 4, "train/loss": 3.0}', '{"step": 4, "train/loss": null, "train/tokens": 1, "time": 0.0}', "5"]
+)
+def test_rows_of_another_kind(row, run, show):
+    run.metrics.write_text(row + "\n")
+    assert "metrics.jsonl is damaged" in show("RUNNING")
+
+
+def test_values_of_another_type(run, show):
+    state = json.loads((run.path / "state.json").read_text())
+    for steps in (None, "many"):
+        (run.path / "state.json").write_text(json.dumps(state | {"steps": steps}))
+        told = show("RUNNING")
+        assert f"state.json is not the state of a run (steps is {steps!r}); remove it" in told, told
+    ending = {"job": "7", "start": 0, "exit_code": 1, "attempt": 1, "checkpoint": 0, "reason": "", "decision": "stop"}
+    (run.path / "restarts.jsonl").write_text(json.dumps(ending | {"time": "noon"}) + "\n")
+    assert "gave up" not in show("RUNNING")

@@ -3,8 +3,11 @@
 What it decides by itself is tried without one, further down.
 """
 
+import os
 import re
+import signal
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,7 +38,7 @@ def test_chain_of_commands_under_an_odd_name(slurm, sandbox):
         [[stages]]
         name = "fails"
         kind = "command"
-        commands = ["cat missing.txt", "touch never.txt"]
+        commands = ["cat missing.txt # comment", "touch never.txt"]
         [[stages]]
         name = "never"
         kind = "command"
@@ -241,11 +244,36 @@ def test_a_run_directory_where_a_job_is_at_work_is_not_taken_by_a_chain(taken, t
     assert asked("chain.toml") == 0 and len(record.read(run)) == len(CHAIN)
 
 
-def test_refused_halfway_nothing_stays_submitted(taken, tmp_path):
+def test_refused_halfway_nothing_stays_submitted(taken, tmp_path, monkeypatch):
     taken.refuses = "export"
     with pytest.raises(InputError, match="sbatch: no; nothing is left submitted"):
         asked("chain.toml")
     assert set(taken.states.values()) == {"CANCELLED"} and not record.active(tmp_path / "runs/chain")
+
+    def away(jobs):
+        raise InputError("scancel 9: no controller")
+
+    monkeypatch.setattr(scheduler, "cancel", away)
+    left = r"sbatch: no; jobs 5, 6, 7, 8 are left \(scancel 9: no controller\): python -m slurm cancel runs/chain"
+    with pytest.raises(InputError, match=left):
+        asked("chain.toml")
+    assert [entry.job for entry in record.active(tmp_path / "runs/chain")] == ["5", "6", "7", "8"]
+
+
+def test_interrupted_halfway_nothing_stays_submitted(taken, tmp_path, monkeypatch):
+    """Ctrl-C while sbatch is at work waits for it: the job's id is not lost."""
+    submit_job = taken.submit
+
+    def interrupted(script, after, condition="afterok"):
+        if script.stem == "watch":
+            os.kill(os.getpid(), signal.SIGINT)
+        return submit_job(script, after, condition)
+
+    monkeypatch.setattr(scheduler, "submit", interrupted)
+    with pytest.raises(InputError, match="interrupted; nothing is left submitted"):
+        asked("chain.toml")
+    assert list(taken.states.values()) == ["CANCELLED"] * 4
+    assert [entry.name for entry in record.read(tmp_path / "runs/chain")] == ["shards", "base", "train", "watch"]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +297,23 @@ def test_training_that_would_refuse_to_begin(words, refusal, taken, tmp_path, ca
     assert asked(*words.split(), "--dry-run") == 0
     shown = capsys.readouterr()
     assert "#SBATCH --ntasks-per-node=8" in shown.out and re.search(f"warning: .*{refusal}", shown.err)
+
+
+def test_all_of_biomedgpt_is_one_chain(taken):
+    """What one stage makes, those that wait for it read."""
+    chain = chains.read(Path("configs/biomedgpt.toml"), [], None)
+    made, waits = {}, {}
+    for stage in chain.stages:
+        waits[stage.name] = set(stage.after).union(*(waits[name] for name in stage.after))
+        made[stage.name] = str(stage.to or stage.run or "")
+    assert asked("configs/biomedgpt.toml", "--dry-run") == 0
+    assert {"shards", "base", "pretrain"} <= waits["did-it-help"] and {"questions", "export"} <= waits["answers"]
+    words = {stage.name: stage.config.arguments for stage in chain.stages}
+    assert made["export"] in words["did-it-help"] and made["export-aligned"] in words["answers"]
+    align = tomllib.loads(Path("configs/biomedgpt-10b.toml").read_text())
+    assert align["model"]["language_model"] == made["export"]
+    [questions] = [stage.config.commands for stage in chain.stages if stage.name == "questions"]
+    assert [line.split()[-1] for line in questions] == [source["path"] for source in align["data"]["sources"]]
 
 
 def test_layouts_are_checked_where_the_model_is_not_yet_there(taken):
