@@ -62,7 +62,7 @@ def read(directory: Path) -> list[Entry]:
     if (chain := _chain_of(path)) is not None:
         pointer, path = path, record_file(chain)
         if not path.exists():
-            raise InputError(f"{pointer} names {path} as its chain's record, which is gone; remove it to submit anew")
+            raise InputError(f"{pointer} names {path}, which is gone; submit again, or see `squeue --me`")
         if _chain_of(path) is not None:
             raise InputError(f"{path} points to itself or another as the record of a chain; {_REMOVE}")
     body = _body(path)
