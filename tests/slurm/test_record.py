@@ -65,7 +65,7 @@ def test_a_chain_that_was_removed_does_not_keep_its_run_directory(tmp_path, know
     assert record.active(run) and record.exists(run)
     shutil.rmtree(chain)
     assert not record.active(run) and not record.exists(run)
-    with pytest.raises(InputError, match=r"run/slurm/chain.json names .*/chain.json .* which is gone; submit"):
+    with pytest.raises(InputError, match=r"run/slurm/chain.json names .*/chain.json, which is gone; submit"):
         record.read(run)
 
 
