@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/structure_signal.py --data ../shared/data/open --work /scratch/signal
 
 Everything goes through the project's own commands: a tokenizer and a small Llama are trained on captions (data_shards,
-parallel, pretrain), then aligned to a molecule encoder that starts from random weights (align train), on ChEBI-20 rows
-of at most 32 atoms whose captions are cut to 30 words. Per set of rows (`published`: the published split; `scaffold`:
-by scaffolds) and seed, models that differ in their data alone:
+parallel, pretrain), then aligned to a molecule encoder (align train), on ChEBI-20 rows of at most 32 atoms whose
+captions are cut to 30 words. Per set of rows (`published`: the published split; `scaffold`: by scaffolds) and seed,
+models that differ in their data alone:
 
     true       each caption with its molecule
     shuffled   captions with molecules of other rows, in training and in the test (language model trained)
@@ -15,17 +15,17 @@ by scaffolds) and seed, models that differ in their data alone:
 and two tests of the model trained on true pairs, on rows it has not seen: the answer's loss with its own molecule
 against another row's, and against one of like size (align/controls.py).
 
-Both language models have been pretrained on every caption but the held-out ones. The one that is trained along gets
-one token per atom from a GIN of random weights. The one that stays frozen gets eight resampled tokens from a public GCN
-that stays frozen too: what is trained is the adapter alone. Its captions had a training window each: from packed
-windows a model learns that what stands before a caption has nothing to do with it.
+The language model has been pretrained on every caption but the held-out ones, with a training window for each: from
+packed windows a model learns that what stands before a caption has nothing to do with it. The encoder is a public GCN.
+Where the language model is trained, so is the encoder, which gives one token per atom. Where it stays frozen, the
+encoder does too, and gives eight resampled tokens: what is trained is the adapter alone.
 
 `yeast` (the first clause of SGD's descriptions of yeast proteins, one in five held out) and `uniprot` (answers to the
 questions of UniProtQA, clusters of like sequences held out) do the same for proteins: one pooled, standardised token of
 an ESM-2 that keeps its random weights, the language model trained. What such an encoder gives is little more than how
 often each residue occurs.
 
-Prints Markdown; results are kept in `--work`, and a second run goes on where the first one stopped. About an hour for
+Prints Markdown; results are kept in `--work`, and a second run goes on where the first one stopped. Two hours for
 everything on two free cores.
 """
 
@@ -114,7 +114,7 @@ EIGHT = '{tokens = "resampled", number = 8, standardise = true}'
 POOLED = '{tokens = "pooled", standardise = true}'
 PUBLIC_ENCODER = "gnn_checkpoints/gcn_supervised_contextpred.pth"  # of Hu et al. 2020, arXiv 1905.12265
 ARMS = {
-    "trainable": Arm("language model trained", "all", "language-model", EACH, 1e-3, CONDITIONS),
+    "trainable": Arm("language model trained", "all", "caption-model", EACH, 1e-3, CONDITIONS, PUBLIC_ENCODER),
     "proteins": Arm(
         "language model trained", "language_model", "language-model", POOLED, 1e-3, CONDITIONS, proteins=True
     ),

@@ -155,7 +155,11 @@ class _Signs:
             bad.setdefault(nodes[min(rank // per_node, len(nodes) - 1)], f"{what} within {clock.passed:.0f} s")
         findings: dict[str, Any] = {"nodes": nodes, "bad_nodes": bad}
         if not bad:
-            findings["unclear"] = f"all ranks are there, but they cannot meet: {why}"
+            address = os.environ.get("MASTER_ADDR")
+            findings["unclear"] = (
+                f"all ranks are there, but they cannot meet at {address}: {why}; if the first node is not reached so, "
+                f"name an address of it in {launch.MASTER_ADDRESS} (docs/slurm.md)"
+            )
         # without its sign, another rank has told already (or the disk cannot be written)
         return findings, self._rank == min(there) and (self.folder / f"looked-{self._rank}").exists()
 
