@@ -268,12 +268,18 @@ def _submit_all(
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the end of this; programs that it starts do not get them either."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Let Ctrl-C and SIGTERM wait until the end of this; programs that it starts do not get them at all."""
+    numbers, came = (signal.SIGINT, signal.SIGTERM), list[int]()
+    handlers = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # which those programs inherit
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _withdraw(ids: Sequence[str], directory: Path) -> str:

@@ -33,6 +33,7 @@ SHORTER = {
     "align": [
         "--train.epochs", "null", "--train.steps", "3", "--train.samples", "0", "--train.validate_at_start", "false",
     ],
+    "perplexity": ["--limit", "4"],
     "answers": ["--limit", "4"],
 }  # fmt: skip
 # Scores the checkpoints that there are when it looks; the first look may come too early, the last one does not.
