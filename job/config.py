@@ -198,7 +198,7 @@ def _explain(error: ArgumentError, parser: ArgumentParser, source: str | None) -
     where = f"{source}: " if source else ""
     if wrong is None:
         told = where + message.replace('Parser key "', 'key "').replace("<class '", "").replace("'>", "")
-        told = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", told).replace("a one of", "one of")
+        told = re.sub(r"(\ba )?typing\.Literal\[(.*?)\]", r"one of \2", told)
         if "Expected a list" in told:
             told += """; a list is written as JSON, such as '["a", "b"]' or '[{"path": "DIRECTORY"}]'"""
         elif "Expected a str" in told:

@@ -59,13 +59,14 @@ def read(directory: Path) -> list[Entry]:
     path = record_file(directory)
     if not path.exists():
         raise InputError(f"{path} does not exist: nothing was submitted there with `python -m slurm submit`")
-    if (chain := _chain_of(path)) is not None:
+    body = _body(path)
+    if (chain := _chain_of(body)) is not None:
         pointer, path = path, record_file(chain)
         if not path.exists():
             raise InputError(f"{pointer} names {path}, which is gone; submit again, or see `squeue --me`")
-        if _chain_of(path) is not None:
+        body = _body(path)
+        if _chain_of(body) is not None:
             raise InputError(f"{path} points to itself or another as the record of a chain; {_REMOVE}")
-    body = _body(path)
     try:
         if body["format_version"] > _FORMAT_VERSION:
             version = body["format_version"]
@@ -92,9 +93,9 @@ def _body(path: Path) -> dict[str, Any]:
     return body
 
 
-def _chain_of(path: Path) -> Path | None:
+def _chain_of(body: dict[str, Any]) -> Path | None:
     """The chain that a run directory's record points to; None of a chain's own."""
-    chain = _body(path).get("chain")
+    chain = body.get("chain")
     return Path(chain) if isinstance(chain, str) else None
 
 
@@ -103,7 +104,7 @@ def exists(directory: Path) -> bool:
     path = record_file(directory)
     if not path.exists():
         return False
-    chain = _chain_of(path)
+    chain = _chain_of(_body(path))
     return chain is None or record_file(chain).exists()
 
 

@@ -105,10 +105,7 @@ def info(job: str) -> JobInfo | None:
 
 def _fields(line: str) -> dict[str, str]:
     """The fields of a job, the first of each name: what follows may be a path that looks like one."""
-    fields: dict[str, str] = {}
-    for name, value in re.findall(r"(?<!\S)(\w+)=(\S*)", line):
-        fields.setdefault(name, value)
-    return fields
+    return dict(reversed(re.findall(r"(?<!\S)(\w+)=(\S*)", line)))
 
 
 def _first(name: str, tasks: Iterable[Mapping[str, str]]) -> str:
