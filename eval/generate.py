@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from eval.qa.shared_prefix import Prefix, Question, Scorer, find_prefixes
 from eval.work import Journal, Memory, Record, work_through
 from job.errors import InputError
 
+CPU_READ_TOKENS = 1024
+"""tokens that a CPU reads at once at most: what leaves its caches is slower, not faster"""
 CPU_TOKENS = 4096
-"""padded tokens of a batch on a CPU at most: what leaves its caches is slower, not faster, but each new token wants
-rows enough to share the reading of the weights"""
+"""padded tokens of a batch on a CPU at most"""
 
 
 def generate(
@@ -150,39 +152,84 @@ class _StopStrings(StoppingCriteria):
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values in tensors with room for all tokens to come; its parent copies them for each new token."""
+    """Keys and values of all rows in tensors with room for what comes; its parent copies them for each new token."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, rows: int, room: int) -> None:
         super().__init__()
-        self._room = room
+        self._rows, self._room = rows, room
         self._all: tuple[Tensor, Tensor] | None = None
+        self.turn_to(slice(None), 0)
+
+    def turn_to(self, rows: slice, length: int) -> None:
+        """The next tokens are those of these rows, behind `length` tokens; what nobody wrote among those is zero."""
+        self._turn, self._length = rows, length
+
+    def get_seq_length(self) -> int:
+        return self._length
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        begin = self.get_seq_length()
         if self._all is None:
             self.lazy_initialization(key_states, value_states)
             keys, values = (
-                states.new_empty(*states.shape[:-2], self._room, states.shape[-1])
+                states.new_zeros(self._rows, states.shape[1], self._room, states.shape[-1])
                 for states in (key_states, value_states)
             )
             self._all = keys, values
-        keys, values = self._all
-        end = begin + key_states.shape[-2]
-        keys[..., begin:end, :] = key_states
-        values[..., begin:end, :] = value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
+        begin, self._length = self._length, self._length + key_states.shape[-2]
+        keys, values = (kept[self._turn, :, : self._length] for kept in self._all)
+        keys[..., begin:, :] = key_states
+        values[..., begin:, :] = value_states
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def _cache(model: EvalModel, rows: int, room: int, prefix: Prefix | None) -> DynamicCache | None:
-    """A cache for `room` tokens of each row, begun with the prefix; None where the model wants one of its own kind."""
+    """A cache of `room` tokens for each row, begun with the prefix; None where the model wants one of its own kind."""
     cache = DynamicCache(config=model.language_model.config.get_text_config(decoder=True))
     if prefix is None and not all(type(layer) is DynamicLayer for layer in cache.layers):
         return None
-    cache.layers = [_RoomyLayer(room) for _ in cache.layers]
+    cache.layers = [_RoomyLayer(rows, room) for _ in cache.layers]
     if prefix is not None:
         prefix.copy_into(cache, rows)
     return cache
+
+
+def _parts(lengths: Sequence[int], budget: int) -> Iterator[slice]:
+    """Rows, given longest first, that are read together: hardly padded, and at most `budget` padded tokens or one."""
+    begin = 0
+    for row, length in enumerate(lengths):
+        longest = lengths[begin]
+        if row > begin and (longest * (row + 1 - begin) > budget or longest - length > max(4, longest // 16)):
+            yield slice(begin, row)
+            begin = row
+    yield slice(begin, len(lengths))
+
+
+def _read(model: EvalModel, ids: Tensor, mask: Tensor, shared: int, cache: DynamicCache) -> None:
+    """Fill the cache with all but the last token of each row, of which it has `shared` already."""
+    language_model: Any = model.language_model
+    takes_positions = "position_ids" in inspect.signature(language_model.forward).parameters
+    few_logits = {"logits_to_keep": 1} if language_model._supports_logits_to_keep() else {}
+    end = ids.shape[1] - 1
+    budget = CPU_READ_TOKENS if ids.device.type == "cpu" else ids.numel()
+    layers: list[Any] = cache.layers
+    for part in _parts((mask[:, shared:end].sum(1)).tolist(), budget):
+        begin = end - int(mask[part, shared:end].sum(1).max())
+        if begin == end:
+            break
+        for layer in layers:
+            layer.turn_to(part, begin)
+        positions = (mask[part, :end].cumsum(1) - 1).clamp(min=0)[:, begin:]
+        language_model(
+            input_ids=ids[part, begin:end],
+            attention_mask=mask[part, :end],
+            past_key_values=cache,
+            use_cache=True,
+            **({"position_ids": positions} if takes_positions else {}),
+            **few_logits,
+        )
+    for layer in layers:
+        layer.turn_to(slice(None), end)
 
 
 @torch.inference_mode()
@@ -193,23 +240,30 @@ def _generate(
     stops: Sequence[str],
     prefix: Prefix | None,
 ) -> Tensor:
-    """New tokens of each row, padded on the right: (rows, new tokens). Padding stands behind the prefix."""
+    """New tokens of each row, padded on the right: (rows, new tokens). Padding stands behind the prefix.
+
+    Rows are given longest first: they are read a few of like length at a time, and written all together.
+    """
     longest = max(map(len, rows))
     shared = len(prefix) if prefix is not None else 0
     pads = [longest - len(row) for row in rows]
-    ids = [[*row[:shared], *[config.pad_token_id] * pad, *row[shared:]] for row, pad in zip(rows, pads, strict=True)]
-    mask = [[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads]
-    criteria = StoppingCriteriaList([_StopStrings(model.tokenizer, stops, longest)] if stops else [])
+    ids = torch.tensor(
+        [[*row[:shared], *[config.pad_token_id] * pad, *row[shared:]] for row, pad in zip(rows, pads, strict=True)],
+        device=model.device,
+    )
+    mask = torch.tensor([[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads]).to(model.device)
     cache = _cache(model, len(rows), longest + config.max_new_tokens, prefix) if config.num_beams == 1 else None
+    if cache is not None:
+        _read(model, ids, mask, shared, cache)
     language_model: Any = model.language_model
     own = language_model.generation_config
     language_model.generation_config = GenerationConfig()  # transformers fills what `config` leaves open from it
     try:
         whole: Tensor = language_model.generate(
-            torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
+            ids,
+            attention_mask=mask,
             generation_config=config,
-            stopping_criteria=criteria,
+            stopping_criteria=StoppingCriteriaList([_StopStrings(model.tokenizer, stops, longest)] if stops else []),
             past_key_values=cache,
         )
     finally:

@@ -32,7 +32,7 @@ def one_by_one(model, texts, stops, **options):
     return found
 
 
-@pytest.mark.parametrize("family", ["trained", "biogpt", "gpt2", "mistral"])
+@pytest.mark.parametrize("family", ["trained", "biogpt", "bloom", "gpt2", "mamba", "mistral", "opt"])
 def test_batched_is_one_by_one(real_data, family):
     model = trained(real_data) if family == "trained" else random_model(real_data, family)
     texts = prompts(real_data)
@@ -43,7 +43,7 @@ def test_batched_is_one_by_one(real_data, family):
     assert not any(stop in text for text in found.values() for stop in stops)
 
 
-@pytest.mark.parametrize("family", ["trained", "biogpt", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["trained", "biogpt", "bloom", "gpt2"])
 def test_examples_before_every_prompt_are_computed_once(real_data, family, monkeypatch):
     model = trained(real_data) if family == "trained" else random_model(real_data, family)
     shots = "\n\n".join(f"{text} A" for text in list(prompts(real_data, 20).values())[-3:])
@@ -56,6 +56,19 @@ def test_examples_before_every_prompt_are_computed_once(real_data, family, monke
     whole = sum(len(model.tokenizer.encode(text)) for text in texts.values())
     assert whole > 1000
     assert (fed < 0.7 * whole) is (family != "bloom")
+
+
+def test_prompts_of_a_batch_are_read_almost_without_padding(real_data, monkeypatch):
+    model = trained(real_data)
+    texts = {
+        name: text for name, text in prompts(real_data, 40).items() if name not in too_long(model, {name: text}, NEW)
+    }
+    lengths = [len(model.tokenizer.encode(text)) for text in texts.values()]
+    assert max(lengths) > 3 * min(lengths)
+    monkeypatch.setattr(module, "CPU_TOKENS", 10**9)
+    counted = Counted(model, monkeypatch)
+    generate(model, texts, None, max_new_tokens=NEW, token_budget=10**9)
+    assert counted.tokens < 1.05 * sum(lengths) + NEW * len(texts)
 
 
 def test_beams(real_data):
