@@ -35,13 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SEQUENCE|FILE",
         help="amino acids, or a FASTA file; repeat it for several chains",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float32"),
-        help="of the language model (default: bfloat16 on a GPU)",
-    )
-    parser.add_argument("--language-model", type=Path, metavar="DIR", help="where the language model lies, if it moved")
+    add_loading_options(parser)
     how = parser.add_argument_group("how it answers")
     how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
     how.add_argument("--beams", type=int, default=1, metavar="N", help="beam search; the answer then comes whole")
@@ -51,6 +45,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less (released model: 1.5)")
     how.add_argument("--seed", type=int, default=0, help="of sampling")
+
+
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how the model is loaded."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="of the language model (default: bfloat16 on a GPU)",
+    )
+    parser.add_argument("--language-model", type=Path, metavar="DIR", help="where the language model lies, if it moved")
 
 
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def read_structures(molecules: Sequence[str], proteins: Sequence[str]) -> tuple[
 
 
 def load(options: argparse.Namespace) -> AlignedModel:
-    """The model on its device; raises `InputError`."""
+    """The model on its device, and what is random seeded by `options.seed`; raises `InputError`."""
     read_config(options.model)  # torch takes seconds; a wrong path should not
 
     import torch
@@ -104,7 +109,10 @@ def load(options: argparse.Namespace) -> AlignedModel:
 
 
 def answer(model: AlignedModel, turns: Sequence[Turn], chosen: dict[str, Any], show: bool) -> str:
-    """Generate the answer to the last turn, and with `show` print it as it comes."""
+    """Generate the answer to the last turn, and with `show` print it as it comes. Says where a chain is cropped."""
+    limit = model.settings.protein.max_residues if model.settings.protein is not None else 0
+    for length in (len(chain) for chain in turns[-1].proteins if len(chain) > limit > 0):
+        print(f"(of a chain of {length:,} residues the model reads the first {limit:,})", file=sys.stderr, flush=True)
     if not show or chosen["num_beams"] > 1:
         text = model.generate([turns], **chosen)[0]
         if show:

@@ -76,8 +76,12 @@ def frozen_checksums(config: AlignConfig) -> dict[str, str]:
     if not config.trains_encoders:
         if config.molecule.use:
             weights = config.molecule.weights
+            if weights and not Path(weights).is_file():
+                raise InputError(f"molecule.weights {weights} is no file; name a checkpoint (.pth, .pt, .safetensors)")
             checksums["molecule encoder"] = sha256_file(Path(weights)) if weights else f"seed {config.train.seed}"
         if config.protein.use and config.protein.weights:
             path = Path(config.protein.weights)
+            if path.is_dir() and not (path / "config.json").is_file():
+                raise InputError(f"protein.weights {path} has no config.json; name the directory of an ESM-2")
             checksums["protein encoder"] = model_checksum(path) if path.is_dir() else sha256_file(path)
     return checksums

@@ -120,7 +120,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _split_settings(options: argparse.Namespace, given: dict[str, list[Path]]) -> SplitSettings:
-    """Fractions of splits that files give are 0: the rest is dealt among the others."""
+    """Fractions of splits that files give are 0: the rest is dealt among the others. Raises `InputError`."""
+    if options.max_atoms < 1:
+        raise InputError(f"--max-atoms must be at least 1, not {options.max_atoms}")
+    if not 0 < options.identity <= 1:
+        raise InputError(f"--identity must be above 0 and at most 1, not {options.identity}")
     clusters = options.clusters
     if clusters == "auto":
         clusters = "mmseqs2" if has_mmseqs() else "kmers"
@@ -242,8 +246,7 @@ def _read(
     """(file name, row) of every row of these files."""
     if options.kind == "pubchemqa":
         if paths:
-            names = ", ".join(path.name for path in paths)
-            yield from ((names, row) for row in pubchem.read(paths, on_reject, options.replace_names))
+            yield from pubchem.read(paths, on_reject, options.replace_names)
             progress.advance(sum(path.stat().st_size for path in paths))
         return
     for path in paths:
@@ -291,8 +294,11 @@ def _checked(
             on_reject(Reject(file, position, error.reason, str(error)))
             continue
         content = short_hash(question.question, question.answer, *question.molecules, "", *question.proteins)
-        if question.id in seen or content in seen:
+        if content in seen:
             counts["duplicates"] += 1
+            continue
+        if question.id in seen:
+            on_reject(Reject(file, position, "repeated id", f"another row before has the id {question.id}"))
             continue
         seen |= {question.id, content}
         counts["substituted"] += any(substituted for _, substituted in graphs)

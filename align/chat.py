@@ -60,6 +60,8 @@ class Conversation:
                 self._command(line) if line.startswith("/") else self._ask(line)
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:  # while it answers; at the prompt it leaves
+                print("\n(interrupted: this question is forgotten)", file=sys.stderr, flush=True)
 
     def _command(self, line: str) -> None:
         command, _, argument = line.partition(" ")

@@ -28,6 +28,7 @@ from align.engine import MOMENTS, Engine, filled_by_first_rank, whole_shape
 from align.model import AlignedModel
 from job import config as configs
 from job.errors import InputError
+from job.files import share
 from parallel import ranks
 from parallel.safetensors_stream import SafetensorsWriter, TensorInfo
 from parallel.whole_directory import (
@@ -131,6 +132,7 @@ def _write_small_files(path: Path, directory: Path, model: AlignedModel, config:
 
     def write() -> None:
         save_file(buffers, directory / BUFFERS)
+        share(directory / BUFFERS)
         configs.save(config, directory / CONFIG)
 
     on_first_rank(path, write)

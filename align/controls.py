@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from align.answer import add_loading_options, load
 from align.question_shards import QuestionSet
 from align.questions import Question
 from job.errors import InputError
@@ -62,13 +63,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--limit", type=int, default=1000, help="questions per data set, chosen by --seed (0: all)")
     parser.add_argument("--token-budget", type=int, default=8192, help="padded tokens of a batch (default 8192)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the pairing")
+    add_loading_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per data set")
     options = parser.parse_args(arguments)
 
-    from align.model import AlignedModel
-
+    for name, value, lowest in (("--limit", options.limit, 0), ("--token-budget", options.token_budget, 1)):
+        if value < lowest:
+            raise InputError(f"{name} must be at least {lowest}, not {value}")
     sets = [(directory, QuestionSet(directory, options.split)) for directory in options.data]
-    model = AlignedModel.from_pretrained(options.model)
+    model = load(options)
     for directory, questions in sets:
         numbers = list(range(len(questions)))
         if options.limit and len(numbers) > options.limit:
@@ -107,10 +110,15 @@ def structure_tests(
         ("another question", another(asked, seed)),
         ("another one of like size", like_sized(asked, seed)),
     ):
-        rows = np.flatnonzero(partners >= 0)
-        swapped = [with_structures_of(asked[row], asked[partners[row]]) for row in rows]
-        other, _ = answer_losses(model, swapped, token_budget)
-        tests.append(_paired(name, own[rows], other, tokens[rows]))
+        pairs = {row: with_structures_of(asked[row], asked[partners[row]]) for row in np.flatnonzero(partners >= 0)}
+        pairs = {row: swapped for row, swapped in pairs.items() if _is_readable(model, swapped)}
+        rows = np.array(list(pairs), np.int64)
+        other, other_tokens = answer_losses(model, list(pairs.values()), token_budget)
+        # Beside a larger structure less of an answer may fit: such sums are not of the same words.
+        same = other_tokens == tokens[rows]
+        if not same.any():
+            raise InputError(f"no answer fits whole beside the structure of {name}: nothing to compare")
+        tests.append(_paired(name, own[rows][same], other[same], tokens[rows][same]))
     return tests
 
 

@@ -42,7 +42,7 @@ def load_language_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True
+            directory, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{directory} cannot be loaded as a language model: {first_line(error)}") from None
@@ -62,7 +62,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         if "tokenizer_class" not in read_settings(Path(converted)) and (directory / "config.json").is_file():
             # Without a class, AutoTokenizer goes by the model's type.
             (Path(converted) / "config.json").write_bytes((directory / "config.json").read_bytes())
-        return AutoTokenizer.from_pretrained(converted, local_files_only=True)
+        return AutoTokenizer.from_pretrained(converted, local_files_only=True, trust_remote_code=False)
 
 
 def cut_at(text: str, stops: Sequence[str]) -> str:

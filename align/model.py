@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -11,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from align.adapters import Adapter
 from align.esm import ProteinBatch, ProteinEncoder
@@ -257,6 +266,12 @@ class AlignedModel(nn.Module):
             return []
         chosen: dict[str, Any] = {"max_new_tokens": 256, "do_sample": False, "num_beams": 1} | options
         passed = {name: chosen.pop(name) for name in _NOT_IN_CONFIG & chosen.keys()}
+        penalty = float(chosen.get("repetition_penalty") or 1.0)
+        if penalty != 1.0:
+            # transformers' own takes each row's padding for the length of a prompt that it leaves out, of an output
+            # that never holds the prompt's embeddings; given this one, it uses it in that one's place.
+            own = RepetitionPenaltyLogitsProcessor(penalty)
+            passed["logits_processor"] = LogitsProcessorList([*passed.get("logits_processor", []), own])
         stops = chosen.pop("stop_strings", [self.settings.prompt.separator])
         stops = [stops] if isinstance(stops, str) else list(stops or [])
         longest = max(len(prompt) for prompt in prompts)
@@ -276,7 +291,7 @@ class AlignedModel(nn.Module):
                 stop_strings=stops or None,
                 **chosen,
             )
-            with self._precision(self.language_model):
+            with self._precision(self.language_model), _quiet_about_penalty(penalty):
                 ids = self.language_model.generate(  # type: ignore[operator]
                     inputs_embeds=self.embed(batch),
                     attention_mask=batch.attention_mask,
@@ -321,6 +336,23 @@ class AlignedModel(nn.Module):
 
 # Options of `generate` that are arguments of transformers' `generate`, not fields of its `GenerationConfig`.
 _NOT_IN_CONFIG = {"streamer", "stopping_criteria", "logits_processor", "synced_gpus", "prefix_allowed_tokens_fn"}
+
+
+@contextlib.contextmanager
+def _quiet_about_penalty(penalty: float) -> Iterator[None]:
+    """Without transformers' warnings that a penalty looks at what is written alone, and that its own was replaced."""
+    if penalty == 1.0:
+        yield
+        return
+    logger = logging.getLogger("transformers.generation.utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Passing `repetition_penalty`")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _turns(question: Question | Turn | Sequence[Turn]) -> Sequence[Turn]:

@@ -117,7 +117,9 @@ def parse(smiles: str) -> Chem.Mol:
     if molecule is None:
         with rdBase.CaptureErrorLog() as log:
             Chem.MolFromSmiles(smiles)
-        raise MoleculeError(f"SMILES {_shown(smiles)} is not a molecule: {_reason(log.messages)}", "invalid SMILES")
+        raise MoleculeError(
+            f"SMILES {_shown(smiles)} is not a molecule: {rdkit_reason(log.messages)}", "invalid SMILES"
+        )
     if molecule.GetNumAtoms() == 0:
         raise MoleculeError(f"SMILES {_shown(smiles)} has no atoms", "empty SMILES")
     return molecule
@@ -204,7 +206,7 @@ def _read_sdf(path: Path, handle: BinaryIO) -> Iterator[str]:
             return
         else:
             raise MoleculeError(
-                f"{path} record {number} is not a molecule: {_reason(log.messages)}", "invalid molecule"
+                f"{path} record {number} is not a molecule: {rdkit_reason(log.messages)}", "invalid molecule"
             )
 
 
@@ -213,9 +215,10 @@ def _shown(smiles: str) -> str:
     return repr(smiles if len(smiles) <= _SHOWN_CHARACTERS else f"{smiles[:_SHOWN_CHARACTERS]}...")
 
 
-def _reason(messages: str) -> str:
+def rdkit_reason(messages: str) -> str:
     """The first of RDKit's log lines, without time stamp and molecule, and the position where it has one."""
-    lines = [re.sub(r"^\[[\d:]+\] ", "", line) for line in messages.splitlines() if line.strip()]
+    lines = [re.sub(r"^\[[\d:]+\] ?", "", line).strip() for line in messages.splitlines()]
+    lines = [line for line in lines if line]
     if not lines:
         return "RDKit gives no reason"
     first = re.sub(r"( while parsing| for input): .*$", "", lines[0].removeprefix("SMILES Parse Error: "))

@@ -25,6 +25,7 @@ from align.question_shards import QuestionSet
 from align.questions import Question
 from align.standardise import measure_statistics
 from data_shards.order import first_difference
+from job.config import as_dict
 from job.directory import RunDirectory
 from job.errors import InputError
 from job.schedule import learning_rate
@@ -49,6 +50,12 @@ class Trainer:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         (self.frozen,) = ranks.from_first_rank(ranks.together(self._frozen_checksums))
         self.model = ranks.together(lambda: build(config))
+        if config.molecule.use and not config.molecule.weights and not config.trains_encoders:
+            log.warning(
+                "the molecule encoder has random weights, and tune.mode %s leaves them so: name molecule.weights, or "
+                "train the encoders",
+                config.tune.mode,
+            )
         if config.train.recompute:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
             if self.model.protein_encoder is not None and config.trains_encoders:
@@ -93,7 +100,7 @@ class Trainer:
 
     def _check_continuation(self, path: Path, body: dict[str, Any]) -> None:
         """Refuse to go on from a checkpoint of another model, other data or another batch."""
-        needed = {"step", "consumed_samples", "consumed_tokens", "data", "frozen", "trained", "settings"}
+        needed = {"step", "consumed_samples", "consumed_tokens", "data", "frozen", "trained", "settings", "tuning"}
         if not needed <= body.keys():
             raise InputError(f"{path} is not a checkpoint of an alignment run; move it out of {path.parent}")
         if difference := first_difference(body["data"], self._data()):
@@ -106,6 +113,10 @@ class Trainer:
                 f"{path} was trained with other settings: {difference}; set molecule, protein, prompt and "
                 "model.max_length as they were, or start a new run directory"
             )
+        if difference := first_difference(body["tuning"], self._tuning()):
+            raise InputError(
+                f"{path} was trained with other settings: {difference}; set it as it was, or start a new run directory"
+            )
         for part in sorted(body["frozen"].keys() | self.frozen.keys()):
             if body["frozen"].get(part) != self.frozen.get(part):
                 raise InputError(
@@ -115,6 +126,14 @@ class Trainer:
 
     def _data(self) -> dict[str, Any]:
         return {"order": self.order.fingerprint(), "global_batch": self.config.train.global_batch}
+
+    def _tuning(self) -> dict[str, Any]:
+        """What decides, beside the model's settings, which function the trained weights are part of."""
+        tune, molecule = self.config.tune, self.config.molecule
+        lora = {"tune.lora": as_dict(tune.lora)} if tune.mode == "lora" else {}
+        # Without weights to start from, batch norms are trained along; with them, they stay as they are.
+        norms = {"molecule.weights are given": bool(molecule.weights)} if self.config.trains_encoders else {}
+        return lora | norms
 
     def _encoding(self, model: AlignedModel) -> Encoding:
         """How questions become batches; with the outputs of frozen encoders where they are to be cached."""
@@ -262,6 +281,7 @@ class Trainer:
             "consumed_tokens": self.progress.tokens,
             "data": self._data(),
             "settings": self.model.settings.to_json(),
+            "tuning": self._tuning(),
             "frozen": self.frozen,
             "inputs": self.references,
         }

@@ -51,6 +51,10 @@ _NOT_THE_MODEL = {".md", ".png", ".log"}
 """endings of files that change nothing about what a model says"""
 
 
+_MOST_ROWS_PER_TOKEN = 2
+"""of an embedding, which is padded to a multiple of something; ByT5's 259 tokens have 384 rows"""
+
+
 def checksum(directory: Path) -> str:
     """SHA-256 that stands for a model: over names and contents of its config, weights, tokenizer, generation settings.
 
@@ -77,7 +81,8 @@ def checksum(directory: Path) -> str:
 def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel:
     """Load a Hugging Face causal language model, or an aligned model, with its tokenizer.
 
-    Raises `InputError` where it cannot be loaded, or where its tokenizer has ids that it has no embedding for.
+    Raises `InputError` where it cannot be loaded, or where its tokenizer is of another model: it has ids without an
+    embedding, or far too few.
     """
     disable_progress_bar()
     try:
@@ -97,7 +102,9 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel
         language_model, tokenizer = aligned.language_model, aligned.tokenizer
     else:
         try:
-            language_model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+            language_model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # a damaged directory raises nearly anything
             reason = first_line(error)
             raise InputError(f"{directory} is not a model that transformers loads: {reason}") from error
@@ -109,6 +116,11 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device) -> EvalModel
             f"{directory}: its tokenizer has {len(tokenizer):,} tokens, but the model embeds {rows:,}; the two do not "
             "belong together"
         )
+    if rows > _MOST_ROWS_PER_TOKEN * len(tokenizer):
+        raise InputError(
+            f"{directory}: the model embeds {rows:,} tokens, but its tokenizer has only {len(tokenizer):,}; the two do "
+            "not belong together"
+        )
     return EvalModel(directory, identity, language_model, tokenizer, aligned)
 
 
@@ -117,7 +129,7 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if (directory / "tokenizer.model").is_file() or (directory / "tokenizer.json").is_file():
         return load_tokenizer(directory)
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # files that are missing or damaged, a package that its class needs
         reason = first_line(error)
         raise InputError(f"{directory} has no tokenizer that transformers loads: {reason}") from error

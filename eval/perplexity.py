@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from eval.results import Metric, TaskResult
 from eval.trust.statistics import ratio_interval
 from eval.work import Journal, Record, work_through
 from job.errors import InputError
+from job.files import sha256_file
+from job.tokenizer import find_file
 
 
 def measure(
@@ -36,11 +39,10 @@ def measure(
 ) -> TaskResult:
     """Score the windows that training validates on (the first `limit` of them, unless it is 0).
 
-    Raises `InputError` where the shards hold ids that the model does not know, or windows longer than it was made for.
+    Raises `InputError` where the shards hold ids of another tokenizer, or windows longer than the model was made for.
     """
+    _check_tokenizer(windows, model)
     size = windows.shards.manifest.tokenizer.vocab_size
-    if size > model.language_model.config.vocab_size:
-        raise InputError(f"{windows.shards.directory}: tokenised with {size} tokens, more than {model.directory} knows")
     if windows.sequence_length > model.max_length:
         raise InputError(
             f"{model.directory} was made for {model.max_length} tokens; set --sequence-length to that or less"
@@ -75,6 +77,24 @@ def measure(
     items = [record | {"score": record["nats"] / record["tokens"]} for record in records]
     made_by = made_by | {"tokens": int(tokens.sum()), "bytes": int(text.sum()), "windows": len(numbers)}
     return TaskResult(source, version, metrics, items, made_by)
+
+
+def _check_tokenizer(windows: ValidationWindows, model: EvalModel) -> None:
+    """Whether the shards hold the model's ids: the same sentencepiece file; else, at least, vocabularies of like size.
+
+    Files in the format of Hugging Face are written again by every program that saves them: they may differ in bytes.
+    """
+    shards = windows.shards.manifest.tokenizer
+    file = find_file(model.directory)
+    if file.suffix == ".model" and Path(shards.path).suffix == ".model":
+        agree = sha256_file(file) == shards.sha256
+    else:
+        agree = model.tokenizer.vocab_size <= shards.vocab_size <= len(model.tokenizer)
+    if not agree:
+        raise InputError(
+            f"{windows.shards.directory} was tokenised with {shards.path} ({shards.vocab_size:,} tokens), which is not "
+            f"the tokenizer of {model.directory} ({len(model.tokenizer):,}); build shards with that one"
+        )
 
 
 def bytes_by_token(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:

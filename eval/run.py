@@ -50,6 +50,7 @@ def main(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> int:
 
 def _run(options: argparse.Namespace, chosen: Suite) -> int:
     names = _names(options.models)
+    _check_out(options, names)
     tasks = chosen.tasks(options)
     if not tasks:
         raise InputError(f"suite {options.suite}: nothing to measure in {', '.join(map(str, options.data))}")
@@ -136,6 +137,19 @@ def _names(directories: Sequence[Path]) -> dict[str, Path]:
     if len(set(names)) < len(names):
         raise InputError(f"model directories have the same names ({', '.join(names)}); give each once, or rename them")
     return dict(zip(names, directories))
+
+
+def _check_out(options: argparse.Namespace, names: Mapping[str, Path]) -> None:
+    """Refuse an OUT with results that this run's would replace: of another suite, or of a model it does not score."""
+    file = options.out / "results.json"
+    body = read_json(file) if file.is_file() else None
+    if not isinstance(body, dict):
+        return
+    others = [name for name in body.get("models", {}) if name not in names]
+    if body.get("suite") == options.suite and not others:
+        return
+    what = f"model {', '.join(others)}" if body.get("suite") == options.suite else f"suite {body.get('suite')}"
+    raise InputError(f"{options.out} holds results of {what}, which these would replace; choose another --out")
 
 
 @contextlib.contextmanager

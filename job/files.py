@@ -94,9 +94,15 @@ def _cannot_write(path: Path, error: OSError) -> InputError:
 def _sync_tree(directory: Path) -> None:
     for folder, _, names in os.walk(directory):
         for name in names:
+            share(Path(folder) / name)
             with open(Path(folder) / name, "rb") as handle:
                 os.fsync(handle.fileno())
         fsync_directory(Path(folder))
+
+
+def share(file: Path) -> None:
+    """Let those read a file who may read its directory: safetensors makes files for their owner alone."""
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -232,7 +232,7 @@ def _agree(directory: Path, expected: list[list[int]]) -> bool:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, json.JSONDecodeError):
         return False
     return [tokenizer(text)["input_ids"] for text in PROBES] == expected

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rdkit import Chem, rdBase
 
+from align.molecules import rdkit_reason
 from align.questions import MOLECULE_QUESTION, Question
 from align.readers.text import Row, column, read_json_rows, read_table, short_hash, suffix_of
 from data_shards.articles import Reject, RejectHandler
@@ -53,8 +54,8 @@ class _Compound(NamedTuple):
     names: tuple[str, ...]
 
 
-def read(paths: Sequence[Path], on_reject: RejectHandler, replace_names: bool = False) -> Iterator[Row]:
-    """One question per compound and description; ids are `pubchem:CID:` and a hash of the description.
+def read(paths: Sequence[Path], on_reject: RejectHandler, replace_names: bool = False) -> Iterator[tuple[str, Row]]:
+    """(file name, question) per compound and description; ids are `pubchem:CID:` and a hash of the description.
 
     Args:
         paths: files of any of the kinds; those without descriptions serve to look up structures.
@@ -71,14 +72,14 @@ def read(paths: Sequence[Path], on_reject: RejectHandler, replace_names: bool = 
         for compound in _compounds(path, on_reject):
             any_text |= bool(compound.text)
             if compound.text and compound.smiles:
-                yield _row(compound, compound.smiles, compound.names, replace_names)
+                yield compound.file, _row(compound, compound.smiles, compound.names, replace_names)
             elif compound.text:
                 waiting.append(compound)
             elif compound.smiles:
                 smiles_of[compound.cid], names_of[compound.cid] = compound.smiles, compound.names
     for compound in waiting:
         if smiles := smiles_of.get(compound.cid):
-            yield _row(compound, smiles, compound.names + names_of[compound.cid], replace_names)
+            yield compound.file, _row(compound, smiles, compound.names + names_of[compound.cid], replace_names)
         else:
             on_reject(Reject(compound.file, compound.position, "no_structure", f"CID {compound.cid} has no SMILES"))
     if not any_text:
@@ -88,7 +89,7 @@ def read(paths: Sequence[Path], on_reject: RejectHandler, replace_names: bool = 
 def _row(compound: _Compound, smiles: str, names: tuple[str, ...], replace_names: bool) -> Row:
     answer = hide_name(compound.text, names) if replace_names else compound.text
     identifier = f"pubchem:{compound.cid}:{short_hash(compound.text)[:8]}"
-    return Row(Question(identifier, MOLECULE_QUESTION, answer, (smiles,)), f"{compound.position}")
+    return Row(Question(identifier, MOLECULE_QUESTION, answer, (smiles,)), compound.position)
 
 
 def hide_name(text: str, names: Sequence[str] = ()) -> str:
@@ -167,8 +168,7 @@ def _parse_sdf(path: Path, position: str, record: bytes, on_reject: RejectHandle
     with rdBase.CaptureErrorLog() as log:
         molecule = next(iter(Chem.ForwardSDMolSupplier(io.BytesIO(record))), None)
     if molecule is None:
-        reason = log.messages.strip().splitlines()[:1] or ["RDKit gives no reason"]
-        on_reject(Reject(path.name, position, "invalid molecule", reason[0]))
+        on_reject(Reject(path.name, position, "invalid molecule", rdkit_reason(log.messages)))
         return None
     compound = _compound(path, position, molecule.GetPropsAsDict(includePrivate=False, autoConvertStrings=False))
     if compound is None:

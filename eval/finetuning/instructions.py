@@ -71,8 +71,8 @@ def read(
         chosen = _divide(task, chosen, hold_out, seed, divided)
         directories = [divided]
         notes.append(
-            f"{len(chosen.examples):,} rows of the scored file, drawn by seed {seed}, were learnt from and are not "
-            f"scored; the other {len(chosen.questions):,} are: not comparable with published numbers"
+            f"{len(chosen.examples):,} rows of the scored file, drawn by seed {seed}, were set aside to learn from; "
+            f"scores are of the other {len(chosen.questions):,} alone: not comparable with published numbers"
         )
     if train_file:
         learnt = _read_file(task, train_file)

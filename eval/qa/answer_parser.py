@@ -60,7 +60,8 @@ _DECISION = re.compile(rf"{_OPEN}\b(yes|maybe|{_NO})\b", re.IGNORECASE)
 _HEDGED = re.compile(rf"(?:(?:probably|most likely|likely|clearly|a)\s+)?{_OPEN}(yes|maybe|{_NO})\b", re.IGNORECASE)
 _REPEATED = re.compile(r"\b(yes|no|maybe)\1+\b", re.IGNORECASE)
 _SEVERAL = re.compile(
-    rf"\b(?:yes|maybe|{_NO})(?:(?:\s*(?:/|,|;|\bor\b|\band\b|\bbut\b))+\s*(?:yes|maybe|{_NO})\b)+", re.IGNORECASE
+    rf"\b(?:yes|maybe|{_NO})(?:(?:\s*(?:[/,;.]|\bor\b|\band\b|\bbut\b)|[^\S\n]*\n)+\s*(?:yes|maybe|{_NO})\b)+",
+    re.IGNORECASE,
 )
 
 
@@ -78,6 +79,8 @@ def parse(text: str, options: Sequence[str]) -> int | None:
         words = [option.casefold() for option in options]
         said = _decision(text)
         return words.index(said) if said in words else None
+    if _repeats_options(text, options):
+        return None
     alone = _whole_line(text, options)
     if alone is not None:
         return alone
@@ -111,6 +114,27 @@ def _whole_line(text: str, options: Sequence[str]) -> int | None:
         return None
     equal = [number for number, option in enumerate(options) if _words(option) == line]
     return equal[0] if len(equal) == 1 else None
+
+
+def _repeats_options(text: str, options: Sequence[str]) -> bool:
+    """Whether a text begins with a list of options: "A. Heparin B. Aspirin", "(A) Heparin (B) Aspirin", "A B C".
+
+    What follows such a list may still name one ("... The answer is B"): then it is no mere repetition.
+    """
+    if _STATED.search(text) or _CHOSEN.search(text):
+        return False
+    item = re.compile(rf"{_OPEN}{_letters(options).upper()}(?:[).:\]]+|(?=\s|$))\s*")
+    listed: set[int] = set()
+    place = 0
+    while match := item.match(text, place):
+        number = LETTERS.index(match[1])
+        own = re.compile(r"\W+".join(map(re.escape, _words(options[number]))) + r"\W*", re.IGNORECASE)
+        words = own.match(text, match.end())
+        if words is None and "\n" not in match[0] and match.end() < len(text):
+            break
+        listed.add(number)
+        place = words.end() if words is not None and words.end() > match.end() else match.end()
+    return len(listed) > 1
 
 
 def _stated(text: str, options: Sequence[str]) -> set[int]:

@@ -344,7 +344,7 @@ def _failure(metrics: dict[str, Metric]) -> str | None:
         return None
     return (
         f"{share:.1%} of the answers could not be parsed (more than {UNPARSED_LIMIT:.0%}), so the score measures their "
-        "format; give examples with --shots, or score log-likelihoods"
+        "format; give (more) examples with --shots, or score log-likelihoods"
     )
 
 

@@ -36,7 +36,7 @@ def _ids(directory: Path) -> list[list[int]] | None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         return [list(tokenizer(text)["input_ids"]) for text in PROBES]
     except Exception:  # whatever a directory's own tokenizer raises: then stock lm-eval does not run on it either
         return None

@@ -52,6 +52,8 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     for shots in options.shots:
         if not 0 <= shots <= MOST_SHOWN:
             raise InputError(f"--shots must be from 0 to {MOST_SHOWN}, not {shots}")
+    if options.seeds and min(options.seeds) < 0:
+        raise InputError(f"--seeds must be at least 0, not {min(options.seeds)}")
     if len(set(options.seeds)) < len(options.seeds):
         raise InputError("--seeds has a seed twice")
     sets = _sets(options)

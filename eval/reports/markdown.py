@@ -12,5 +12,6 @@ def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
 
 
 def cell(text: str) -> str:
-    """Text that neither ends a table's cell nor is taken for markup of HTML."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text that neither ends a table's cell nor is taken for markup of HTML, a link or an image."""
+    text = " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("![", "!\\[").replace("](", "]\\(").replace("]:", "]\\:")

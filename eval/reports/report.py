@@ -36,7 +36,7 @@ def print_tables(out: Path) -> None:
     table = _perplexity_table(evaluation) if evaluation.suite == "perplexity" else _console_table(evaluation)
     width = None if sys.stdout.isatty() else 80 + 40 * len(table.columns)  # a pipe has no width: nothing is cut
     Console(width=width).print(table)
-    if any(published.rows(task) for task in evaluation.tasks):
+    if any(_published_rows(evaluation, task) for task in evaluation.tasks):
         print("published rows beside these: report.md, report.html")
 
 
@@ -174,10 +174,16 @@ def _metrics(evaluation: Evaluation, task: str) -> list[str]:
     return list(dict.fromkeys(name for result in evaluation.of_task(task).values() for name in result.metrics))
 
 
+def _published_rows(evaluation: Evaluation, task: str) -> list[published.PublishedRow]:
+    """Those that have a metric of ours."""
+    metrics = set(_metrics(evaluation, task))
+    return [row for row in published.rows(task) if row.values.keys() & metrics]
+
+
 def _published_section(evaluation: Evaluation, task: str, sources: list[str]) -> list[str]:
     """Published rows of a task's benchmark, below the first of its tasks; `sources` collects where they were read."""
     metrics = _metrics(evaluation, task)
-    rows = [row for row in published.rows(task) if row.values.keys() & set(metrics)]
+    rows = _published_rows(evaluation, task)
     if not rows:
         return []
     tasks = [other for other in evaluation.tasks if published.rows(other) == published.rows(task)]
@@ -298,11 +304,13 @@ def _html(markdown: str, out: Path) -> str:
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
+    plots = {f"plots/{file.name}": file for file in (out / "plots").glob("*.png")}
     for token in tokens:
         for child in token.children or ():
-            if child.type == "image":
-                data = base64.b64encode((out / str(child.attrs["src"])).read_bytes()).decode()
-                child.attrs["src"] = f"data:image/png;base64,{data}"
+            if child.type == "image" and (file := plots.get(str(child.attrs["src"]))):
+                child.attrs["src"] = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+            elif child.type == "image":  # no plot of ours: nothing that a data file names is read
+                child.type = "text"
     content = parser.renderer.render(tokens, parser.options, {})
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Evaluation</title>\n'

@@ -105,7 +105,14 @@ def _read(path: Path, options: argparse.Namespace) -> _Data:
     }
     if len(numbers) < len(rows):
         made_by["drawn_by_seed"] = options.seed
-    return _Data(path.name.split(".")[0], [rows[number] for number in numbers], list(options.training), made_by)
+    found = _Data(path.name.split(".")[0], [rows[number] for number in numbers], list(options.training), made_by)
+    if shared := len(set(map(_content, rows)) & set(map(_content, found.training))):
+        raise InputError(f"{shared:,} rows of {path} also lie in --training: give files that share no row")
+    return found
+
+
+def _content(question: Question) -> tuple[str, str]:
+    return question.answer, question.molecules[0]
 
 
 def _rows(path: Path) -> list[Question]:

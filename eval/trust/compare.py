@@ -108,9 +108,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _side(words: str) -> Side:
     """What `OUT[:MODEL]` names; raises `InputError` where it names nothing, or several models."""
-    directory, _, model = words.rpartition(":")
-    if not directory or Path(words).is_dir():
-        directory, model = words, ""
+    splits = [words[:place] for place, letter in enumerate(words) if letter == ":"]  # models have colons, too
+    directory = next((split for split in (words, *reversed(splits)) if split and Path(split).is_dir()), words)
+    model = words[len(directory) + 1 :]
     evaluation = read(Path(directory))
     models = list(evaluation.results)
     if model and model not in models:

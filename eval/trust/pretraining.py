@@ -190,8 +190,9 @@ def difference(
     before = float(base.sum() / below.sum())
     spread = float(np.std(after, ddof=1)) if len(after) > 1 else 0.0
     mean = float(np.mean(after)) - before
-    changed = continued.mean(0)
-    p = float(ttest_rel(changed / below, base / below).pvalue) if (changed != base).any() else 1.0
+    counted = below > 0  # a window may hold nothing but an end token, which has no bytes
+    changed, unchanged = continued.mean(0)[counted] / below[counted], base[counted] / below[counted]
+    p = float(ttest_rel(changed, unchanged).pvalue) if (changed != unchanged).any() else 1.0
     return Difference(measure, len(base), before, after, mean, low, high, spread, higher_is_better, p)
 
 

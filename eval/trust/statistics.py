@@ -78,18 +78,19 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, seed: int =
     """Bounds of the 95 % bootstrap interval of sum(numerators) / sum(denominators), both [items], resampled together.
 
     Bits per byte, say: bits and bytes of each document. Raises `ValueError` where there are no items, or where a
-    denominator is not positive.
+    denominator is negative or all are zero.
     """
     numerators, denominators = _checked(numerators), _checked(denominators)
-    if numerators.shape != denominators.shape or (denominators <= 0).any():
-        raise ValueError("a ratio's interval needs one positive denominator per item")
+    if numerators.shape != denominators.shape or (denominators < 0).any() or not denominators.any():
+        raise ValueError("a ratio's interval needs a denominator per item, none negative and not all zero")
     random = np.random.default_rng(seed)
     ratios = np.empty(RESAMPLES)
     batch = max(1, _NUMBERS_AT_ONCE // len(numerators))
     for start in range(0, RESAMPLES, batch):
         rows = random.integers(0, len(numerators), (min(batch, RESAMPLES - start), len(numerators)))
-        ratios[start : start + batch] = numerators[rows].sum(axis=1) / denominators[rows].sum(axis=1)
-    low, high = np.percentile(ratios, _PERCENTILES)
+        below = denominators[rows].sum(axis=1)
+        ratios[start : start + batch] = numerators[rows].sum(axis=1) / np.where(below > 0, below, np.nan)
+    low, high = np.nanpercentile(ratios, _PERCENTILES)
     return float(low), float(high)
 
 

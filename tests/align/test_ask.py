@@ -64,6 +64,15 @@ def test_structures_come_from_files_in_order(directory, real_data, capsys, expec
     assert found["answer"] == expected(turn) and found["question"] == QUESTION
 
 
+def test_a_cropped_chain_is_told(directory, real_data, capsys):
+    limit = AlignedModel.from_pretrained(directory).settings.protein.max_residues
+    chain = "".join(real_proteins(real_data, 3)).replace("*", "") * 20
+    run(directory, "--protein", chain[: limit + 5], QUESTION)
+    assert f"of a chain of {limit + 5:,} residues the model reads the first {limit:,}" in capsys.readouterr().err
+    run(directory, "--protein", chain[:limit], QUESTION)
+    assert capsys.readouterr().err == ""
+
+
 def test_question_from_a_pipe(directory, capsys, expected, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n"))
     run(directory, "-")
@@ -140,6 +149,21 @@ def test_chat_survives_mistakes(directory, capsys, monkeypatch, expected):
     found = capsys.readouterr()
     assert found.err.count("error:") == 3 and "not a molecule" in found.err and "unknown command /molekule" in found.err
     assert "/clear" in found.out and found.out.endswith(expected(Turn(QUESTION)) + "\n")
+
+
+def test_an_interrupted_answer_does_not_end_the_conversation(directory, capsys, monkeypatch, expected):
+    run, interrupted = chat.answer, []
+
+    def interrupt(*arguments, **options):
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(chat, "answer", interrupt)
+    converse(directory, monkeypatch, "Why?", QUESTION)
+    found = capsys.readouterr()
+    assert found.out == expected(Turn(QUESTION)) + "\n" and "this question is forgotten" in found.err
 
 
 def test_chat_forgets_the_oldest_turns_when_there_is_no_room(directory, capsys, monkeypatch):

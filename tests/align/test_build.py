@@ -106,12 +106,13 @@ def test_bad_structures_and_duplicates_are_accounted_for(tmp_path):
     run("questions", "--train", tmp_path / "rows.jsonl", "--out", tmp_path / "out")
     read = QuestionSet(tmp_path / "out")
     assert [(question.id, question.atoms) for question in read] == [("a", (3,)), ("f", (2, 1))]
-    assert read.manifest["summary"]["duplicates"] == 2
+    assert read.manifest["summary"]["duplicates"] == 1
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().split("\n")[:-1]]
     assert [(r["source_position"], r["reason"]) for r in rejects] == [
-        ("line 4", "invalid SMILES"), ("line 5", "invalid sequence"), ("line 6", "empty text"),
+        ("line 2", "repeated id"), ("line 4", "invalid SMILES"),
+        ("line 5", "invalid sequence"), ("line 6", "empty text"),
     ]  # fmt: skip
-    assert "RDKit" in rejects[0]["detail"]
+    assert "RDKit" in rejects[1]["detail"] and "the id a" in rejects[0]["detail"]
 
 
 def test_mistakes_are_one_sentence(real_data, tmp_path):
@@ -119,6 +120,11 @@ def test_mistakes_are_one_sentence(real_data, tmp_path):
         run("chebi20", tmp_path / "nothing.txt", "--out", tmp_path / "out")
     with pytest.raises(InputError, match="no input file"):
         run("chebi20", "--out", tmp_path / "out")
+    chebi = real_data / "chebi20" / "test_open.txt"
+    with pytest.raises(InputError, match="--max-atoms must be at least 1, not -3"):
+        run("chebi20", chebi, "--max-atoms", -3, "--out", tmp_path / "out")
+    with pytest.raises(InputError, match="--identity must be above 0 and at most 1, not 5"):
+        run("chebi20", chebi, "--identity", 5, "--out", tmp_path / "out")
     with pytest.raises(InputError, match=r"its name must end in \.json, \.xml"):
         run("uniprotqa", real_data / "pubchem_desc" / "pcdes.open.jsonl", "--out", tmp_path / "out")
     (tmp_path / "bad.jsonl").write_text('{"smiles": "c1", "question": "Q?", "answer": "A"}')

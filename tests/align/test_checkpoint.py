@@ -134,6 +134,20 @@ def test_continuing_with_something_else_is_refused(change, expected, undisturbed
     assert [row["attempt"] for row in metrics_rows(directory)] == [1] * len(metrics_rows(directory))
 
 
+def test_continuing_with_other_lora_settings_is_refused(undisturbed, align_inputs, tmp_path):
+    directory = forget_end(undisturbed(2, 2, "lora"), tmp_path / "run")
+    config = make_config(directory, align_inputs, 2, "lora")
+    config.tune.lora = dataclasses.replace(config.tune.lora, alpha=3200)
+    with pytest.raises(RankFailed, match=r"tune\.lora.*alpha"):
+        run_ranks(2, quietly, config)
+
+
+def test_files_can_be_read_by_whoever_can_read_their_directory(undisturbed):
+    directory = final(undisturbed(0, 1))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in directory.rglob("*.safetensors")}
+    assert len(modes) > 2 and set(modes.values()) == {directory.stat().st_mode & 0o666}
+
+
 def test_damaged_checkpoint_is_set_aside(undisturbed, align_inputs, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(undisturbed(0, 1), directory)

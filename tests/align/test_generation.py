@@ -29,14 +29,24 @@ def questions(real_data):
     return mixed_questions(real_data)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_batched_answers_are_those_one_by_one(model, questions, beams):
+@pytest.mark.parametrize("beams, penalty", [(1, 1.0), (3, 1.0), (1, 1.5), (3, 1.5)])
+def test_batched_answers_are_those_one_by_one(model, questions, beams, penalty, recwarn):
     """Defect: the released class pads on the right, so that the shorter rows go on from padding."""
-    options = {"max_new_tokens": 16, "num_beams": beams}
+    options = {"max_new_tokens": 24, "num_beams": beams, "repetition_penalty": penalty}
     together = model.generate(questions, **options)
     alone = [model.generate([question], **options)[0] for question in questions]
     assert together == alone
     assert len(set(together)) > 1 and all(together)
+    assert not [warning for warning in recwarn if "repetition_penalty" in str(warning.message)]
+
+
+def test_penalty_makes_repetitions_rarer(model, questions):
+    def share_of_new_words(penalty):
+        texts = model.generate(questions, max_new_tokens=60, repetition_penalty=penalty)
+        ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return sum(len(set(row)) for row in ids) / sum(map(len, ids))
+
+    assert share_of_new_words(3.0) > share_of_new_words(1.0) + 0.1
 
 
 def test_generated_words_are_the_language_models_own(model, questions):

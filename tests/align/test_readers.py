@@ -235,7 +235,7 @@ def test_pubchem_from_jsonl_csv_and_sdf_agree(compounds, tmp_path):
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"CID": c, "text": t}) for c, _, t in expected))
     rejects = []
     sources = ([path], [tmp_path / "c.csv"], [tmp_path / "texts.jsonl", tmp_path / "c.sdf"])
-    results = [[row.question for row in pubchem.read(paths, rejects.append)][:60] for paths in sources]
+    results = [[row.question for _, row in pubchem.read(paths, rejects.append)][:60] for paths in sources]
     assert not rejects
     assert results[0] == results[1] == results[2]
     assert [(q.id.split(":")[1], q.molecules[0], q.answer) for q in results[0]] == expected
@@ -252,10 +252,14 @@ def test_pubchem_rows_without_a_structure_and_broken_records(compounds, tmp_path
     good = Chem.MolToMolBlock(molecule) + "> <PUBCHEM_COMPOUND_CID>\n7\n\n> <PUBCHEM_DESCRIPTION>\nAn acid.\n\n$$$$\n"
     (tmp_path / "s.sdf").write_text("\nx\n\n 1 garbage\n$$$$\n" + good)
     rejects = []
-    questions = [row.question for row in pubchem.read([tmp_path / "t.jsonl", tmp_path / "s.sdf"], rejects.append)]
+    found = list(pubchem.read([tmp_path / "t.jsonl", tmp_path / "s.sdf"], rejects.append))
+    questions = [row.question for _, row in found]
+    assert [(file, row.position) for file, row in found] == [("s.sdf", "record 2")]
     assert [question.answer for question in questions] == ["An acid."]
     assert Chem.CanonSmiles(questions[0].molecules[0]) == Chem.CanonSmiles(rows[0]["SMILES"])
     assert sorted(reject.reason for reject in rejects) == ["invalid molecule", "no_cid", "no_structure"]
+    [detail] = [reject.detail for reject in rejects if reject.reason == "invalid molecule"]
+    assert re.fullmatch(r"[A-Z].*\(RDKit\)", detail)  # no clock time: a second build gives the same bytes
     (tmp_path / "s.sdf").write_text(good + "half a record")
     with pytest.raises(InputError, match="ends inside record 2"):
         list(pubchem.read([tmp_path / "s.sdf"], rejects.append))
@@ -264,8 +268,8 @@ def test_pubchem_rows_without_a_structure_and_broken_records(compounds, tmp_path
 @pytest.mark.real
 def test_own_names_are_hidden_in_real_descriptions(compounds):
     path, _ = compounds
-    plain = [row.question for row in pubchem.read([path], [].append)]
-    hidden = [row.question for row in pubchem.read([path], [].append, replace_names=True)]
+    plain = [row.question for _, row in pubchem.read([path], [].append)]
+    hidden = [row.question for _, row in pubchem.read([path], [].append, replace_names=True)]
     assert [question.id for question in plain] == [question.id for question in hidden]
     begins = sum(question.answer.startswith("This molecule ") for question in hidden)
     assert begins > 0.9 * len(hidden)

@@ -83,6 +83,10 @@ def letter(text, options=DRUGS[:4]):
         "Aspirin is old, paracetamol is weak. The best option is ibuprofen, which is neither.",
         "The answer is probably ibuprofen.",
         "The answer is Aspirin? No. Therefore the final answer is ibuprofen.",
+        "A. Aspirin\nB. Ibuprofen\nThe answer is B",
+        "B. Ibuprofen\nB. Ibuprofen\nB. Ibuprofen",
+        "B) Ibuprofen. Explanation: A. Aspirin is wrong",
+        "B\n\nExplanation:\nA. Aspirin is not",
     ],
 )
 def test_says_b(text):
@@ -132,6 +136,11 @@ def test_says_b(text):
         "</s>",
         "\\boxed{}",
         "<answer></answer>",
+        "A. Aspirin\nB. Ibuprofen\nC. Paracetamol",
+        "(A) Aspirin (B) Ibuprofen",
+        "A. Aspirin, B. Ibuprofen, C. Paracetamol",
+        "B. Ibuprofen\nC. Paracetamol",
+        "A\nB\nC\nD",
     ],
 )
 def test_says_nothing_certain(text):
@@ -211,6 +220,10 @@ def test_options(text, options, found):
         ("no</s>", "no"),
         ("Yes, but no difference was seen in women", "yes"),
         ("yes, but no", None),
+        ("Yes. No.", None),
+        ("yes\nno\nmaybe", None),
+        ("Yes. No difference was seen", "yes"),
+        ("no\nno\nno", "no"),
         ("No, but maybe", None),
         ("", None),
         ("yesno", None),

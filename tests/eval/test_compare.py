@@ -134,6 +134,8 @@ def test_refuses_what_names_no_model(guesses, tmp_path):
         compare.main([str(tmp_path), str(guesses)])
     with pytest.raises(InputError, match="several models; name one"):
         compare.main([str(guesses), f"{guesses}:last"])
+    with pytest.raises(InputError, match="has no model 'a:b'; it has longest, last"):
+        compare.main([f"{guesses}:a:b", f"{guesses}:last"])
     with pytest.raises(InputError, match="has no model 'first'; it has longest, last"):
         compare.main([f"{guesses}:first", f"{guesses}:last"])
 

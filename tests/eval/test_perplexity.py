@@ -85,6 +85,77 @@ def test_refuses_what_is_no_model(shards, tmp_path, monkeypatch):
         run(monkeypatch, tmp_path, "--suite", "perplexity", "--data", shards, "--out", tmp_path)
 
 
+def test_refuses_shards_of_another_tokenizer(real_data, shards, tmp_path, monkeypatch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for name, file, rows in (("other", "llama_tokenizer/tokenizer.model", 32000), ("far", "stories260K/hf", 32000)):
+        LlamaForCausalLM(LlamaConfig(vocab_size=rows, **sizes)).save_pretrained(tmp_path / name)
+        source = real_data / file
+        shutil.copy(source if source.is_file() else source / "tokenizer.model", tmp_path / name)
+    words = ["--suite", "perplexity", "--data", shards, "--out", tmp_path / "out", "--sequence-length", 64]
+    with pytest.raises(InputError, match=r"is not the tokenizer of .*other \(32,000\); build shards with that one"):
+        run(monkeypatch, tmp_path / "other", *words)
+    with pytest.raises(InputError, match="embeds 32,000 tokens, but its tokenizer has only 512"):
+        run(monkeypatch, tmp_path / "far", *words)
+
+
+def test_a_window_of_an_end_token_alone_counts_no_bytes(real_data, shards, tmp_path, monkeypatch):
+    """With this length, the last window holds one target: the end of the last article."""
+    length = next(n for n in range(500, 7, -1) if (targets(shards) - 1) % n == 0)
+    words = ["--suite", "perplexity", "--data", shards, "--out", tmp_path / "out", "--sequence-length", length]
+    run(monkeypatch, real_data / "stories260K" / "hf", *words)
+    lines = (tmp_path / "out" / "items" / "hf" / "pmc.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert (last["tokens"], last["bytes"]) == (1, 0) and last["nats"] > 0
+    bits = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["hf"]["pmc"]["metrics"][
+        "bits_per_byte"
+    ]
+    assert bits["low"] < bits["value"] < bits["high"]
+
+
+def targets(shards):
+    from data_shards.shards import ShardSet
+
+    validation = ShardSet(shards, "validation")
+    return sum(len(validation[number]) for number in range(len(validation))) - 1
+
+
+def test_refuses_to_replace_other_results(real_data, shards, tmp_path, monkeypatch):
+    model = shutil.copytree(real_data / "stories260K" / "hf", tmp_path / "other", copy_function=shutil.copyfile)
+    words = [
+        "--suite",
+        "perplexity",
+        "--data",
+        shards,
+        "--out",
+        tmp_path / "out",
+        "--sequence-length",
+        64,
+        "--limit",
+        1,
+    ]
+    run(monkeypatch, real_data / "stories260K" / "hf", *words)
+    with pytest.raises(InputError, match="holds results of model hf, which these would replace"):
+        run(monkeypatch, model, *words)
+    run(monkeypatch, real_data / "stories260K" / "hf", model, *words)
+    with pytest.raises(InputError, match="holds results of suite perplexity, which these would replace"):
+        run(monkeypatch, model, "--suite", "qa", "--data", real_data / "medmcqa", "--out", tmp_path / "out")
+
+
+def test_code_in_a_model_directory_is_not_run(real_data, shards, tmp_path, monkeypatch):
+    model = shutil.copytree(real_data / "stories260K" / "hf", tmp_path / "model", copy_function=shutil.copyfile)
+    model.chmod(0o755)
+    config = json.loads((model / "config.json").read_text())
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *words: "y")
+    with pytest.raises(InputError, match="is not a model that transformers loads"):
+        run(monkeypatch, model, "--suite", "perplexity", "--data", shards, "--out", tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_refuses_a_tokenizer_of_another_model(real_data, shards, tmp_path, monkeypatch):
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,8 +1,10 @@
 """Reports of real evaluations: what a reader sees, and that it is what was measured."""
 
 import base64
+import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -96,6 +98,21 @@ def test_html_is_one_file_with_the_same_tables_and_all_plots_inside(medmcqa):
     for line in in_markdown:
         for cell in line.strip("| ").split(" | "):
             assert cell.replace("*", "").replace("`", "") in page.cells
+
+
+def test_words_of_data_are_words_and_no_files_are_read_for_them(medmcqa, tmp_path):
+    shutil.copytree(medmcqa, tmp_path / "out")
+    (tmp_path / "secret.txt").write_text("a secret")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    link = f"![x]({tmp_path}/secret.txt) and [y](https://example.org)"
+    for found in results["results"].values():
+        found[TASK]["notes"].append(link)
+    (tmp_path / "out" / "results.json").write_text(json.dumps(results))
+    report.write(tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert base64.b64encode(b"a secret").decode() not in text and "example.org</a>" not in text
+    assert link in html.unescape(text)
+    assert len(Page(text).images) == 3
 
 
 def test_plots_are_of_a_readable_size(medmcqa):

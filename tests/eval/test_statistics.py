@@ -81,8 +81,12 @@ def test_ratio_interval_is_a_means_where_denominators_are_equal():
     heavy = np.where(np.arange(200) == 7, 1000, 1)  # one item decides nearly alone
     low, high = statistics.ratio_interval(scores * heavy, heavy)
     assert low < scores[7] < high
-    with pytest.raises(ValueError, match="positive denominator"):
-        statistics.ratio_interval(scores, np.zeros(200))
+    some = np.where(np.arange(200) % 2, 8, 0)  # windows without text have no bytes
+    low, high = statistics.ratio_interval(scores * 4, some)
+    assert low < scores.sum() / 200 < high and high - low < 1
+    for wrong in (np.zeros(200), np.full(200, -1)):
+        with pytest.raises(ValueError, match="none negative and not all zero"):
+            statistics.ratio_interval(scores, wrong)
 
 
 def test_macro_f1_is_scikit_learns():

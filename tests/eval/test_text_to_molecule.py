@@ -179,6 +179,8 @@ def test_bad_input(real_data, files, tmp_path, monkeypatch):
         run(monkeypatch, model, [files["test"]], tmp_path / "out", "--shots", "1")
     with pytest.raises(InputError, match=r"--training .*nowhere.txt does not exist"):
         run(monkeypatch, model, [files["test"]], tmp_path / "out", "--training", tmp_path / "nowhere.txt")
+    with pytest.raises(InputError, match=r"rows of .* also lie in --training"):
+        run(monkeypatch, model, [files["test"]], tmp_path / "out", "--training", files["train"], files["test"])
     with pytest.raises(InputError, match="does not hold descriptions of molecules alone"):
         run(monkeypatch, model, [uniprot_set(real_data, tmp_path / "proteins")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
