@@ -85,16 +85,23 @@ def _check_tokenizer(windows: ValidationWindows, model: EvalModel) -> None:
     Files in the format of Hugging Face are written again by every program that saves them: they may differ in bytes.
     """
     shards = windows.shards.manifest.tokenizer
-    file = find_file(model.directory)
-    if file.suffix == ".model" and Path(shards.path).suffix == ".model":
-        agree = sha256_file(file) == shards.sha256
-    else:
+    file, source = _tokenizer_file(model.directory), _tokenizer_file(Path(shards.path))
+    agree = file.is_file() and sha256_file(file) == shards.sha256
+    if not agree and not file.suffix == source.suffix == ".model":
         agree = model.tokenizer.vocab_size <= shards.vocab_size <= len(model.tokenizer)
     if not agree:
         raise InputError(
             f"{windows.shards.directory} was tokenised with {shards.path} ({shards.vocab_size:,} tokens), which is not "
             f"the tokenizer of {model.directory} ({len(model.tokenizer):,}); build shards with that one"
         )
+
+
+def _tokenizer_file(path: Path) -> Path:
+    """What defines the ids, where it is one file and still there."""
+    try:
+        return find_file(path)
+    except InputError:
+        return path
 
 
 def bytes_by_token(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:

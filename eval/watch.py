@@ -84,7 +84,6 @@ def _score(run: RunDirectory, checkpoint: Path, suite: str, out: Path, words: Se
         print(f"{checkpoint.name} was removed before it could be exported ({error})", file=sys.stderr)
         return
     print(f"{checkpoint.name}: {body['consumed_tokens']:,} tokens", flush=True)
-    (out / "results.json").unlink(missing_ok=True)  # of the checkpoint before: the run has been told
     evaluation.main([str(model), "--suite", suite, "--out", str(out), *words], {})
     results = read_json(out / "results.json")["results"][checkpoint.name]
     values = {

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from sentencepiece import sentencepiece_model_pb2
 
 from align.language_model import load_tokenizer
 from data_shards import build
@@ -96,6 +97,13 @@ def test_refuses_shards_of_another_tokenizer(real_data, shards, tmp_path, monkey
     words = ["--suite", "perplexity", "--data", shards, "--out", tmp_path / "out", "--sequence-length", 64]
     with pytest.raises(InputError, match=r"is not the tokenizer of .*other \(32,000\); build shards with that one"):
         run(monkeypatch, tmp_path / "other", *words)
+    same_size = shutil.copytree(real_data / "stories260K" / "hf", tmp_path / "same", copy_function=shutil.copyfile)
+    same_size.chmod(0o755)
+    pieces = sentencepiece_model_pb2.ModelProto.FromString((same_size / "tokenizer.model").read_bytes())
+    pieces.pieces[300].piece, pieces.pieces[301].piece = pieces.pieces[301].piece, pieces.pieces[300].piece
+    (same_size / "tokenizer.model").write_bytes(pieces.SerializeToString())
+    with pytest.raises(InputError, match=r"is not the tokenizer of .*same \(512\)"):
+        run(monkeypatch, same_size, *words)
     with pytest.raises(InputError, match="embeds 32,000 tokens, but its tokenizer has only 512"):
         run(monkeypatch, tmp_path / "far", *words)
 
