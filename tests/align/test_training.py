@@ -110,6 +110,19 @@ def test_full_training_follows_the_plain_loop(align_inputs, tmp_path):
     assert losses(metrics_rows(tmp_path / "run")) == pytest.approx(plain_losses(config)[0], abs=2e-4)
 
 
+def test_everything_trained_from_random_encoders_has_one_curve_at_every_stage(align_inputs, tmp_path):
+    """Batch norms synchronised over ranks. At a rate so low that steps do not blow rounding up tenfold each."""
+    curves = []
+    for stage in (0, 1, 2, 3):
+        config = make_config(tmp_path / f"stage {stage}", align_inputs, stage, "all", global_batch=8, steps=4)
+        config.optimizer.lr = 1e-3
+        run_ranks(2, quietly, config)
+        curves.append(losses(metrics_rows(tmp_path / f"stage {stage}")))
+    assert curves[0][-1] < curves[0][0] - 0.5
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["lora", "encoders"])
 def test_every_batch_runs_the_same_modules_in_the_same_order(mode, align_inputs, tmp_path):
     """What ZeRO-3 needs: ranks gather parameters together, whatever structures each has."""
