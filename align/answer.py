@@ -13,6 +13,7 @@ from align.prompts import Turn
 from align.proteins import read_proteins
 from align.settings import read_config
 from job.errors import InputError
+from job.verbs import check_at_least
 
 if TYPE_CHECKING:
     from align.model import AlignedModel
@@ -60,13 +61,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
 
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options as transformers' `generate` calls them; raises `InputError` for values out of range."""
-    for name, value, lowest in (
-        ("--max-new-tokens", options.max_new_tokens, 1),
-        ("--beams", options.beams, 1),
-        ("--temperature", options.temperature, 0),
-    ):
-        if value < lowest:
-            raise InputError(f"{name} must be at least {lowest}, not {value}")
+    check_at_least(options, max_new_tokens=1, beams=1, temperature=0)
     if not 0 < options.top_p <= 1:
         raise InputError(f"--top-p must be above 0 and at most 1, not {options.top_p}")
     if options.repetition_penalty <= 0:

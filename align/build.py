@@ -35,6 +35,7 @@ from job import manifest
 from job.errors import InputError
 from job.files import atomic_directory, atomic_file, sha256_file
 from job.progress import ByteProgress
+from job.verbs import check_at_least
 
 SOURCES = {
     "pubchemqa": "PubChem compounds with descriptions: .sdf, .csv, .tsv, .json, .jsonl",
@@ -121,8 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _split_settings(options: argparse.Namespace, given: dict[str, list[Path]]) -> SplitSettings:
     """Fractions of splits that files give are 0: the rest is dealt among the others. Raises `InputError`."""
-    if options.max_atoms < 1:
-        raise InputError(f"--max-atoms must be at least 1, not {options.max_atoms}")
+    check_at_least(options, max_atoms=1)
     if not 0 < options.identity <= 1:
         raise InputError(f"--identity must be above 0 and at most 1, not {options.identity}")
     clusters = options.clusters

@@ -25,6 +25,7 @@ from align.answer import add_loading_options, load
 from align.question_shards import QuestionSet
 from align.questions import Question
 from job.errors import InputError
+from job.verbs import check_at_least
 
 if TYPE_CHECKING:
     from align.model import AlignedModel
@@ -67,9 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per data set")
     options = parser.parse_args(arguments)
 
-    for name, value, lowest in (("--limit", options.limit, 0), ("--token-budget", options.token_budget, 1)):
-        if value < lowest:
-            raise InputError(f"{name} must be at least {lowest}, not {value}")
+    check_at_least(options, limit=0, token_budget=1)
     sets = [(directory, QuestionSet(directory, options.split)) for directory in options.data]
     model = load(options)
     for directory, questions in sets:

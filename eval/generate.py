@@ -213,8 +213,9 @@ def _read(model: EvalModel, ids: Tensor, mask: Tensor, shared: int, cache: Dynam
     end = ids.shape[1] - 1
     budget = CPU_READ_TOKENS if ids.device.type == "cpu" else ids.numel()
     layers: list[Any] = cache.layers
-    for part in _parts((mask[:, shared:end].sum(1)).tolist(), budget):
-        begin = end - int(mask[part, shared:end].sum(1).max())
+    lengths = mask[:, shared:end].sum(1).tolist()
+    for part in _parts(lengths, budget):
+        begin = end - lengths[part.start]
         if begin == end:
             break
         for layer in layers:
@@ -251,7 +252,9 @@ def _generate(
         [[*row[:shared], *[config.pad_token_id] * pad, *row[shared:]] for row, pad in zip(rows, pads, strict=True)],
         device=model.device,
     )
-    mask = torch.tensor([[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads]).to(model.device)
+    mask = torch.tensor(
+        [[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads], device=model.device
+    )
     cache = _cache(model, len(rows), longest + config.max_new_tokens, prefix) if config.num_beams == 1 else None
     if cache is not None:
         _read(model, ids, mask, shared, cache)

@@ -24,6 +24,7 @@ from eval.suites import SUITES, Suite, Task, suite
 from job import manifest
 from job.errors import InputError
 from job.files import atomic_file, read_json, write_json
+from job.verbs import check_at_least
 
 if TYPE_CHECKING:
     from eval.models import EvalModel
@@ -106,9 +107,7 @@ def parse(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> tuple[a
     chosen = suite(name)
     chosen.add_options(parser.add_argument_group(f"suite {name}"))  # type: ignore[arg-type]
     options = parser.parse_args(words)
-    for key, lowest in (("limit", 0), ("seed", 0), ("token_budget", 1)):
-        if getattr(options, key) < lowest:
-            raise InputError(f"--{key.replace('_', '-')} must be at least {lowest}, not {getattr(options, key)}")
+    check_at_least(options, limit=0, seed=0, token_budget=1)
     for directory in options.models:
         if not (directory / "config.json").exists():
             raise InputError(f"{directory}/config.json does not exist; a Hugging Face model directory is needed")
@@ -146,9 +145,12 @@ def _check_out(options: argparse.Namespace, names: Mapping[str, Path]) -> None:
     if not isinstance(body, dict):
         return
     others = [name for name in body.get("models", {}) if name not in names]
-    if body.get("suite") == options.suite and not others:
+    if body.get("suite") != options.suite:
+        what = f"suite {body.get('suite')}"
+    elif others:
+        what = f"model {', '.join(others)}"
+    else:
         return
-    what = f"model {', '.join(others)}" if body.get("suite") == options.suite else f"suite {body.get('suite')}"
     raise InputError(f"{options.out} holds results of {what}, which these would replace; choose another --out")
 
 

@@ -1,7 +1,8 @@
-"""`python -m PACKAGE VERB ...`: find the verb's function, and import it only when it is asked for."""
+"""`python -m PACKAGE VERB ...`: find the verb's function, import it only when asked for, and check its numbers."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Mapping
@@ -32,3 +33,10 @@ def dispatch(package: str, verbs: Mapping[str, tuple[str, str]]) -> int | None:
     with quick_imports():
         found = getattr(importlib.import_module(module), function)
     return found(words[1:])
+
+
+def check_at_least(options: argparse.Namespace, **lowest: float) -> None:
+    """Raise `InputError` for the first option, by its name among the parsed ones, that is below what is given here."""
+    for name, low in lowest.items():
+        if not getattr(options, name) >= low:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(options, name)}")

@@ -40,6 +40,7 @@ from job.directory import RunDirectory
 from job.errors import InputError
 from job.files import read_json, sha256_file, write_json
 from job.training import CheckpointConfig, ScheduleConfig, TrackingConfig
+from job.verbs import check_at_least
 from parallel.checkpoint_files import read_manifest
 from parallel.layout import Layout
 from parallel.shape import read_shape
@@ -131,13 +132,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     machine.add_argument("--keep-checkpoints", action="store_true", help="also when the model has been exported")
     machine.add_argument("--dry-run", action="store_true", help="check rows and sizes, say what would be done")
     options = parser.parse_args(words)
-    for lowest, names in (
-        (1, ("batch", "tensor", "pipeline", "micro_batch")),
-        (0, ("ranks", "limit", "train_rows", "sequence_length", "lr", "weight_decay", "hold_out")),
-    ):
-        for name in names:
-            if not getattr(options, name) >= lowest:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(options, name)}")
+    check_at_least(options, batch=1, tensor=1, pipeline=1, micro_batch=1)
+    check_at_least(options, ranks=0, limit=0, train_rows=0, sequence_length=0, lr=0, weight_decay=0, hold_out=0)
     if not options.epochs > 0:
         raise InputError(f"--epochs must be more than 0, not {options.epochs:g}")
     if min(options.seeds) < 0:

@@ -133,7 +133,7 @@ def _repeats_options(text: str, options: Sequence[str]) -> bool:
         if words is None and "\n" not in match[0] and match.end() < len(text):
             break
         listed.add(number)
-        place = words.end() if words is not None and words.end() > match.end() else match.end()
+        place = match.end() if words is None else words.end()
     return len(listed) > 1
 
 

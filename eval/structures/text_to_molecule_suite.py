@@ -16,6 +16,7 @@ from eval.structures.data import check_names, choose, drawn_note, read_set
 from eval.suites import Task
 from job.errors import InputError
 from job.files import sha256_file
+from job.verbs import check_at_least
 
 if TYPE_CHECKING:
     from data_shards.articles import Reject
@@ -50,9 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def tasks(options: argparse.Namespace) -> list[Task]:
     """One task per data set; raises `InputError` where one cannot be read."""
-    for name, lowest in (("max_new_tokens", 1), ("shots", 0)):
-        if getattr(options, name) < lowest:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(options, name)}")
+    check_at_least(options, max_new_tokens=1, shots=0)
     template = options.template.replace("\\n", "\n")
     if template.count("{description}") != 1:
         raise InputError("--template must hold {description} exactly once: where the text goes")
